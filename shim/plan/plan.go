@@ -1,0 +1,152 @@
+// Package plan is what a container may do, as plain data: every entry says
+// where it comes from. A plan can be printed, compared and tested without
+// root; applying it is somebody else's work.
+package plan
+
+import (
+	"github.com/declarun/declarun/shim/record"
+)
+
+// Plan is the derived policy of one container. Its JSON form is what
+// "declarun plan --json" prints.
+type Plan struct {
+	// Mode per dimension, as it applies to this container.
+	Mode  map[record.Dimension]record.Mode `json:"mode"`
+	Image Image                            `json:"image"`
+	// Wide is true when the main process is a shell or an interpreter without
+	// a script: it may run whatever the image's layers contain.
+	Wide         bool         `json:"wide"`
+	WideReason   string       `json:"wide_reason,omitempty"`
+	Syscalls     Syscalls     `json:"syscalls"`
+	Processes    []Process    `json:"processes"`
+	Storage      Storage      `json:"storage"`
+	Network      Network      `json:"network"`
+	Capabilities []Capability `json:"capabilities"`
+	Admission    Admission    `json:"admission"`
+	// Notes are facts a reader should know: a source that could not be read,
+	// something that is not enforced on this container and why.
+	Notes []Note `json:"notes,omitempty"`
+}
+
+// Note is one sentence on a dimension.
+type Note struct {
+	Dimension record.Dimension `json:"dimension"`
+	Text      string           `json:"text"`
+}
+
+// Image names what the plan was made for.
+type Image struct {
+	Ref    string `json:"ref,omitempty"`
+	Digest string `json:"digest,omitempty"`
+}
+
+// Syscalls is the allow-list. What is not in it is refused and reported.
+type Syscalls struct {
+	Architecture  string    `json:"architecture"`            // GOARCH of the image's programs
+	Architectures []string  `json:"architectures,omitempty"` // SCMP_ARCH_… names that the filter covers
+	Allow         []Syscall `json:"allow"`
+	// Unresolved are sites whose call number was not proved. When Widened is
+	// true they made the list as wide as the engine's own profile.
+	Unresolved []Site `json:"unresolved"`
+	Widened    bool   `json:"widened,omitempty"`
+}
+
+// Syscall is one allowed call.
+type Syscall struct {
+	Name    string          `json:"name"`
+	Phase   record.Phase    `json:"phase"`
+	Origins []record.Origin `json:"origins"`
+}
+
+// Site is a place in a program that makes a call nobody could name.
+type Site struct {
+	File    string `json:"file"`
+	Address uint64 `json:"address"`
+	Reason  string `json:"reason"`
+}
+
+// Process is one program that may be executed.
+type Process struct {
+	Path     string          `json:"path"` // in the image, free of symbolic links
+	Phase    record.Phase    `json:"phase"`
+	Identity record.Identity `json:"identity"`
+	// Main is true for the programs that serve, as opposed to their helpers.
+	Main    bool            `json:"main,omitempty"`
+	Origins []record.Origin `json:"origins"`
+}
+
+// Storage is what may be written.
+type Storage struct {
+	// ReadonlyRoot is true unless a bare bundle declares a writable root.
+	ReadonlyRoot bool       `json:"readonly_root"`
+	Writable     []Writable `json:"writable"`
+}
+
+// Writable is one directory tree (or file) that stays writable.
+type Writable struct {
+	Path string `json:"path"`
+	// Mounted is true when the engine already mounts something there; then
+	// only its options change.
+	Mounted bool `json:"mounted,omitempty"`
+	// Exec is true where programs may be executed: only where the operator
+	// said so.
+	Exec    bool            `json:"exec,omitempty"`
+	Origins []record.Origin `json:"origins"`
+}
+
+// Network is who may connect to whom.
+type Network struct {
+	// Enforced is false for host and shared namespaces; Reason says why.
+	Enforced bool     `json:"enforced"`
+	Reason   string   `json:"reason,omitempty"`
+	Listen   []Listen `json:"listen"`
+	Connect  []Peer   `json:"connect"`
+}
+
+// Listen is a port, or an inclusive range, that others may connect to.
+type Listen struct {
+	Proto   string          `json:"proto"`
+	Port    uint16          `json:"port"`
+	Last    uint16          `json:"last,omitempty"`
+	Origins []record.Origin `json:"origins"`
+}
+
+// Peer is somewhere the container may connect to. Exactly one of CIDR and Name
+// is set. Port 0 means every port, Proto "" every protocol.
+type Peer struct {
+	CIDR    string          `json:"cidr,omitempty"`
+	Name    string          `json:"name,omitempty"`
+	Proto   string          `json:"proto,omitempty"`
+	Port    uint16          `json:"port,omitempty"`
+	Origins []record.Origin `json:"origins"`
+}
+
+// Capability is one capability the container keeps (CAP_…) and why.
+type Capability struct {
+	Name    string          `json:"name"`
+	Origins []record.Origin `json:"origins"`
+}
+
+// Admission says whether the container may start at all.
+type Admission struct {
+	Verdict AdmissionVerdict `json:"verdict"`
+	Reasons []Reason         `json:"reasons"`
+}
+
+// AdmissionVerdict is Refuse when it was never decided.
+type AdmissionVerdict string
+
+const (
+	Admit  AdmissionVerdict = "admit"
+	Warn   AdmissionVerdict = "warn"
+	Refuse AdmissionVerdict = "refuse"
+)
+
+// Reason is one finding of admission.
+type Reason struct {
+	ID      string           `json:"id"` // stable: "apt-never-updated"
+	Verdict AdmissionVerdict `json:"verdict"`
+	Text    string           `json:"text"`
+	Remedy  string           `json:"remedy,omitempty"`
+	Origins []record.Origin  `json:"origins"`
+}
