@@ -1,0 +1,45 @@
+# The two commands: "make demo" and "make test". Both set up what they need.
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+GO      ?= go
+PREFIX  ?= /usr/local
+LDFLAGS  = -s -w -X github.com/declarun/declarun/shim/runtime.Version=$(VERSION)
+DEBIAN   = docker.io containerd runc debootstrap iproute2 iptables nftables libseccomp-dev gcc binutils strace curl \
+	postgresql-client-common postgresql-client redis-tools apache2-utils
+
+.PHONY: build install demo test lint bench setup clean
+
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/declarun ./cmd/declarun
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/declarund ./cmd/declarund
+
+install: build
+	install -D -m 0755 bin/declarun $(DESTDIR)$(PREFIX)/bin/declarun
+	install -D -m 0755 bin/declarund $(DESTDIR)$(PREFIX)/bin/declarund
+
+# What tests and the demo need from Debian. Services that the packages bring
+# are not started: a policy file forbids it while they are installed.
+setup:
+	@missing=""; for p in $(DEBIAN); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
+	if [ -n "$$missing" ]; then \
+		echo "installing:$$missing"; \
+		had=0; [ -e /usr/sbin/policy-rc.d ] && had=1; \
+		[ $$had = 1 ] || { printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d; chmod 755 /usr/sbin/policy-rc.d; }; \
+		apt-get update -q >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing >/dev/null; status=$$?; \
+		[ $$had = 1 ] || rm -f /usr/sbin/policy-rc.d; exit $$status; \
+	fi
+
+demo: setup
+	$(GO) run ./integration/demo
+
+test: setup
+	DECLARUN_REQUIRE=all $(GO) test -timeout 35m ./...
+
+lint:
+	@test -z "$$(gofmt -l cmd shim seccompgen netpolicy procmap integration)" || { gofmt -l cmd shim seccompgen netpolicy procmap integration; exit 1; }
+	$(GO) vet ./...
+
+bench: setup
+	$(GO) run ./integration/bench
+
+clean:
+	rm -rf bin
