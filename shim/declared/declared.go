@@ -2,7 +2,23 @@
 // the run command declare about one container, and finds it.
 //
 // What the image declares and what the operator added are kept apart: the
-// image declares behaviour, only the operator and the site may loosen.
+// image declares behaviour, only the operator and the site may loosen. A label,
+// annotation, command or variable that the operator gave with the very value
+// that the image has cannot be told from the image's, and counts as the image's.
+//
+// Guarantees: every file is read to at most MaxFile bytes, every question to
+// containerd has a deadline, and a source that is there but unreadable is an
+// error that names it. The Docker API and containerd's tasks service are never
+// asked: the engine holds its lock on the container while the runtime creates
+// it, and dockerd serves nothing while it boots.
+//
+// It does not verify that an image's history tells the truth, nor any
+// signature: an image's author may write whatever he likes into it.
+//
+// Sources: moby daemon/container (config.v2.json, hostconfig.json), image
+// store v1 layout (imagedb, layerdb), containerd api/services, OCI image-spec
+// config.md, and the files that Docker 20.10 and containerd 1.6 wrote for the
+// runs under testdata.
 package declared
 
 import (
@@ -33,6 +49,8 @@ type Declared struct {
 	ReadonlyRoot bool         `json:"readonly_root"`
 	Network      NetNamespace `json:"network"`
 	UserNS       bool         `json:"user_namespace"`
+	HostPID      bool         `json:"host_pid,omitempty"`
+	HostIPC      bool         `json:"host_ipc,omitempty"`
 	// Resolvers are the name servers that the container's resolv.conf names,
 	// with the engine's "ExtServers" comment included.
 	Resolvers []netip.AddrPort `json:"resolvers,omitempty"`
@@ -45,6 +63,8 @@ type Declared struct {
 	// Missing says in plain words which source could not be read and why:
 	// "image config: …". A plan says so too.
 	Missing []string `json:"missing,omitempty"`
+
+	ownNames []string // the container's own, in its /etc/hosts
 }
 
 // Engine is who called the runtime.
@@ -89,6 +109,7 @@ type Instruction struct {
 	Arguments  string    `json:"arguments"` // the rest, with /bin/sh -c and build-args prefixes removed
 	EmptyLayer bool      `json:"empty_layer,omitempty"`
 	Raw        string    `json:"raw"` // created_by, at most 64 KiB of it
+	Line       int       `json:"line,omitempty"` // of the Dockerfile, for ParseDockerfile
 }
 
 // Operator is what the run command (docker run, compose, ctr) adds to or
