@@ -29,8 +29,9 @@ type Docker struct {
 	Dir      string // everything of it is in here
 	Declarun string // path of the runtime binary that it knows as "declarun"
 
-	daemon *exec.Cmd
-	exited chan error
+	options Options
+	daemon  *exec.Cmd
+	exited  chan error
 }
 
 // Network says where the daemon's bridges live.
@@ -74,12 +75,26 @@ func Start(ctx context.Context, o Options) (*Docker, error) {
 	if err := os.WriteFile(d.path("daemon.json"), raw, 0o644); err != nil {
 		return nil, err
 	}
-	return d, d.start(ctx, o)
+	d.options = o
+	if err := d.start(ctx); err != nil {
+		return nil, errors.Join(err, d.Stop())
+	}
+	return d, nil
+}
+
+// Restart stops the daemon and starts it anew with the same data. An isolated
+// engine gets a new network namespace.
+func (d *Docker) Restart(ctx context.Context) error {
+	if err := d.Stop(); err != nil {
+		return err
+	}
+	return d.start(ctx)
 }
 
 func (d *Docker) path(name string) string { return filepath.Join(d.Dir, name) }
 
-func (d *Docker) start(ctx context.Context, o Options) error {
+func (d *Docker) start(ctx context.Context) error {
+	o := d.options
 	args := []string{"--data-root", o.Data, "--exec-root", d.path("exec"), "-H", "unix://" + d.path("docker.sock"),
 		"--pidfile", d.path("docker.pid"), "--config-file", d.path("daemon.json"), "--storage-driver", "overlay2"}
 	var cmd *exec.Cmd
