@@ -152,7 +152,9 @@ func TestBuild(t *testing.T) {
 
 func TestJudge(t *testing.T) {
 	_, v := build(t, input(t))
-	app := func(p record.Phase) Caller { return Caller{Identity: record.Application, Phase: p, Mode: record.Enforce} }
+	app := func(p record.Phase) Caller {
+		return Caller{Identity: record.Application, Phase: p, Mode: record.Enforce}
+	}
 	starting, serving := app(record.Starting), app(record.Serving)
 	as := func(c Caller, id record.Identity) Caller { c.Identity = id; return c }
 	in := func(c Caller, m record.Mode) Caller { c.Mode = m; return c }
@@ -400,7 +402,9 @@ func TestRuntimeNeeds(t *testing.T) {
 		{"nonsense", false, "openat2", ""},
 	} {
 		needs := RuntimeNeeds(row.version, row.nnp)
-		has := func(n string) bool { return slices.ContainsFunc(needs, func(s plan.Syscall) bool { return s.Name == n }) }
+		has := func(n string) bool {
+			return slices.ContainsFunc(needs, func(s plan.Syscall) bool { return s.Name == n })
+		}
 		if !has(row.has) || has(row.lack) {
 			t.Errorf("%+v: %v", row, needs)
 		}
