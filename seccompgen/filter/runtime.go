@@ -27,21 +27,21 @@ var hot = []string{
 	"epoll_ctl", "epoll_pwait", "rt_sigprocmask", "tgkill",
 }
 
-// need is a call that runc's init makes between loading the filter and the
+// runcCall is a call that runc's init makes between loading the filter and the
 // container's first execve.
-type need struct {
+type runcCall struct {
 	names string
 	since [2]int // first runc version seen to make it
 	nnp   bool   // also with noNewPrivileges, where the filter is loaded last
 	why   string
 }
 
-// needs is measured with a profile that notifies every call but write, on runc
+// runcCalls is measured with a profile that notifies every call but write, on runc
 // 1.1.5, 1.2.0 and 1.5.1, and read from libcontainer/standard_init_linux.go,
 // init_linux.go (finalizeNamespace) and setns_init_linux.go at those versions.
 // The Go runtime and, below it, the C library's thread creation may add theirs
 // in any run.
-var needs = []need{
+var runcCalls = []runcCall{
 	{"execve", [2]int{1, 0}, true, "the container's process"},
 	{"fstatfs getdents64", [2]int{1, 1}, true, "close inherited descriptors through /proc/self/fd"},
 	{"fstat", [2]int{1, 1}, true, "look at descriptors"},
@@ -82,7 +82,7 @@ func RuntimeNeeds(version string, noNewPrivileges bool) []plan.Syscall {
 	for _, n := range hot {
 		add(n, record.Serving, "runc's init and its Go runtime")
 	}
-	for _, n := range needs {
+	for _, n := range runcCalls {
 		if noNewPrivileges && !n.nnp {
 			continue
 		}
