@@ -1,0 +1,134 @@
+package supervise
+
+import (
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/declarun/declarun/seccompgen/filter"
+	"github.com/declarun/declarun/shim/plan"
+	"github.com/declarun/declarun/shim/record"
+	"github.com/declarun/declarun/shim/wire"
+)
+
+// judge is filter.Verdicts, or a test's.
+type judge interface {
+	Judge(filter.Call, filter.Caller) filter.Decision
+	Name(filter.Call) string
+}
+
+// container is one supervised container. What is above mu never changes.
+type container struct {
+	token    string
+	key      wire.Key
+	plan     *plan.Plan
+	verdicts judge
+	facts    Facts
+	prepared time.Time
+
+	mu        sync.Mutex
+	state     stored
+	pidfd     int // of init; 0 before Guard
+	gone      bool
+	busy      bool // a Guard request is at work on it
+	running   bool // its own first program was executed
+	listeners map[uint64]*listener
+	announced []announcement
+}
+
+// announcement is a runc exec that was announced and has not been seen yet.
+type announcement struct {
+	args   []string
+	health bool
+	at     time.Time
+}
+
+const (
+	announcementsKept = 256
+	announcementLife  = 2 * time.Minute
+)
+
+// mode is enforce where none was decided.
+func (c *container) mode(d record.Dimension) record.Mode {
+	if m := c.plan.Mode[d]; m == record.Audit || m == record.Off {
+		return m
+	}
+	return record.Enforce
+}
+
+func (c *container) phase() record.Phase {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.state.Phase
+}
+
+func (c *container) guarded() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !c.state.Guarded.IsZero() && !c.gone
+}
+
+func (c *container) announce(a announcement) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.expire(a.at)
+	if len(c.announced) == announcementsKept {
+		c.announced = c.announced[1:]
+	}
+	c.announced = append(c.announced, a)
+}
+
+// expire needs mu.
+func (c *container) expire(now time.Time) {
+	c.announced = slices.DeleteFunc(c.announced, func(a announcement) bool { return now.Sub(a.at) > announcementLife })
+}
+
+// claim matches the first command that an exec really runs with what was
+// announced. Only a health check that was announced, and is run as the plan
+// declares it, is one; everything else is somebody's doing.
+func (c *container) claim(argv []string, now time.Time) (id record.Identity, announced bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.expire(now)
+	for i, a := range c.announced {
+		if a.args != nil && !slices.Equal(a.args, argv) {
+			continue
+		}
+		c.announced = slices.Delete(c.announced, i, i+1)
+		if a.health {
+			return record.HealthCheck, true
+		}
+		return record.Operator, true
+	}
+	return record.Operator, false
+}
+
+// declaresTCP tells whether a TCP port is declared.
+func declaresTCP(p *plan.Plan, port uint16) bool {
+	return slices.ContainsFunc(p.Network.Listen, func(l plan.Listen) bool {
+		return l.Proto == "tcp" && l.Port != 0 && port >= l.Port && port <= max(l.Port, l.Last)
+	})
+}
+
+// nearestPorts are the origins of what is declared instead of some port.
+func nearestPorts(p *plan.Plan) []record.Origin {
+	var origins []record.Origin
+	for _, l := range p.Network.Listen {
+		origins = append(origins, l.Origins...)
+	}
+	return origins
+}
+
+// isMain tells whether a program is one that serves. Where the plan names none, all are.
+func isMain(p *plan.Plan, exe string) bool {
+	some := false
+	for _, process := range p.Processes {
+		if process.Main {
+			if process.Path == exe {
+				return true
+			}
+			some = true
+		}
+	}
+	return !some
+}

@@ -1,0 +1,275 @@
+package supervise
+
+import (
+	"container/list"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/declarun/declarun/seccompgen/filter"
+	"github.com/declarun/declarun/shim/events"
+	"github.com/declarun/declarun/shim/plan"
+	"github.com/declarun/declarun/shim/record"
+)
+
+var goOn = response{Flags: unix.SECCOMP_USER_NOTIF_FLAG_CONTINUE}
+
+func refuse(errno unix.Errno) response { return response{Error: -int32(errno)} }
+
+func call(n notification) filter.Call {
+	return filter.Call{AuditArch: n.Arch, Nr: int(n.Nr), Args: n.Args}
+}
+
+// x32 calls share the architecture of x86-64 and have numbers of their own.
+const x32 = 0x40000000
+
+func (w *Worker) decide(l *listener, n *notification) response {
+	if w.o.beforeDecide != nil {
+		w.o.beforeDecide(l, n)
+	}
+	c, meta := l.c, l.snapshot()
+	if n.Arch == unix.AUDIT_ARCH_X86_64 && n.Nr&x32 != 0 {
+		return refuse(unix.ENOSYS)
+	}
+	k := call(*n)
+	id := meta.Identity
+	if id == "" {
+		id = record.Operator // runc itself, before the command it was asked to run
+	}
+	by := filter.Caller{Identity: id, Phase: c.phase(), Mode: c.mode(record.Syscalls), BeforeExec: !meta.Executed}
+	switch name := c.verdicts.Name(k); name {
+	case "execve", "execveat":
+		return w.decideExec(l, n, name, by)
+	case "listen":
+		return w.decideListen(l, n, by)
+	}
+	return w.obey(l, n, by, "")
+}
+
+// obey does as the verdicts say, by numbers alone.
+func (w *Worker) obey(l *listener, n *notification, by filter.Caller, object string) response {
+	c, k := l.c, call(*n)
+	d := c.verdicts.Judge(k, by)
+	if d.Report {
+		if d.Name == "" {
+			d.Name = fmt.Sprintf("call %d", n.Nr)
+		}
+		if object == "" {
+			object = d.Name
+		}
+		reason := d.Reason
+		if d.Verdict != record.Denied || reason == "" {
+			reason = events.Reason(record.Syscalls, d.Name, object, d.Verdict, by.Phase) + suffix(d.Reason)
+		}
+		w.report(c, record.Event{Dimension: record.Syscalls, Action: d.Name, Object: object, Verdict: d.Verdict, Phase: by.Phase,
+			Identity: by.Identity, Mechanism: "seccomp", Process: snapshotOf(n), Reason: reason, Origins: originsOf(c.plan, d.Name)})
+	}
+	if d.Continue {
+		return goOn
+	}
+	// Error 0 with value 0: only where the engine's own rule fakes success.
+	return response{Error: -d.Errno}
+}
+
+func suffix(s string) string {
+	if s == "" {
+		return ""
+	}
+	return " (" + s + ")"
+}
+
+// originsOf is what declares a call that is needed while starting only.
+func originsOf(p *plan.Plan, name string) []record.Origin {
+	for _, s := range p.Syscalls.Allow {
+		if s.Name == name {
+			return s.Origins
+		}
+	}
+	return nil
+}
+
+func snapshotOf(n *notification) *record.Process {
+	if n.PID == 0 {
+		return nil
+	}
+	return events.Snapshot(int(n.PID))
+}
+
+// decideExec reads what is to be executed, for the record and to refuse at
+// once what is certainly refused later. What it lets through is not allowed by
+// that: the path can change until the kernel reads it again. The exec guard and
+// noexec mounts see the file itself.
+func (w *Worker) decideExec(l *listener, n *notification, name string, by filter.Caller) response {
+	c := l.c
+	x := readExec(n, name == "execveat")
+	if !l.valid(n.ID) { // the thread is gone: what was read is somebody else's
+		return refuse(unix.EPERM)
+	}
+	tgid, ok := events.Tgid(int(n.PID))
+	first := by.BeforeExec && ok && tgid == l.snapshot().PID
+	object := x.path
+	target, resolveErr := x.resolve()
+	if target != nil {
+		defer target.Close()
+		object = target.path
+	}
+	if object == "" {
+		object = "?"
+	}
+
+	if meta := l.snapshot(); meta.Exec && meta.Identity == "" {
+		if !first { // a hook of runc's
+			return w.obey(l, n, by, object)
+		}
+		id, announced := c.claim(x.argv, time.Now())
+		by.Identity = id
+		l.update(func(m *listenerMeta) { m.Identity = id })
+		if id == record.Operator {
+			e := record.Event{Dimension: record.Processes, Action: "exec", Object: strings.Join(x.argv, " "), Verdict: record.Reported,
+				Phase: by.Phase, Identity: id, Mechanism: "seccomp", Process: snapshotOf(n),
+				Reason: events.Reason(record.Processes, "exec", strings.Join(x.argv, " "), record.Reported, by.Phase)}
+			if e.Process != nil {
+				e.Process.Argv = x.argv
+			}
+			if !announced {
+				e.Reason += "; it did not come through declarun"
+			}
+			w.report(c, e)
+		}
+	}
+	w.tids.put(int(n.PID), Executed{Token: c.token, Identity: by.Identity, Phase: by.Phase, Path: object, Argv: x.argv})
+
+	mode := c.mode(record.Processes)
+	if mode != record.Off && !(by.BeforeExec && !first) {
+		if errno, reason := w.judgeExec(c, &x, target, resolveErr, by); errno != 0 {
+			verdict := record.Denied
+			if mode == record.Audit {
+				verdict = record.Observed
+			}
+			action := "execve"
+			w.report(c, record.Event{Dimension: record.Processes, Action: action, Object: object, Verdict: verdict, Phase: by.Phase,
+				Identity: by.Identity, Mechanism: "seccomp", Process: snapshotOf(n), Origins: processOrigins(c.plan, object),
+				Reason: events.Reason(record.Processes, action, object, verdict, by.Phase) + suffix(reason) + commandLine(x.argv)})
+			if verdict == record.Denied {
+				return refuse(errno)
+			}
+		}
+	}
+	r := w.obey(l, n, by, object)
+	if r == goOn && first {
+		l.update(func(m *listenerMeta) { m.Executed = true })
+		c.mu.Lock()
+		c.running = true
+		c.mu.Unlock()
+	}
+	return r
+}
+
+// judgeExec gives an errno only where it is certain that the execution is
+// refused by what decides on it later.
+func (w *Worker) judgeExec(c *container, x *execution, t *target, resolveErr error, by filter.Caller) (unix.Errno, string) {
+	if x.memfd {
+		return unix.EACCES, "a file in memory is nobody's declared program"
+	}
+	if t == nil || resolveErr != nil || !t.regular || t.mode&0o111 == 0 {
+		return 0, "" // the kernel knows: ENOENT, EACCES, a magic link…
+	}
+	allowed, reason := Unsure, ""
+	if w.o.Guard != nil {
+		allowed, reason = w.o.Guard.Allowed(c.token, t.file, by.Identity, by.Phase)
+	}
+	switch {
+	case t.noexec && c.mode(record.Processes) == record.Enforce:
+		return unix.EACCES, "on a noexec mount"
+	case allowed == Forbidden:
+		return unix.EPERM, reason
+	}
+	return 0, ""
+}
+
+func commandLine(argv []string) string {
+	if len(argv) == 0 {
+		return ""
+	}
+	line := strings.Join(argv, " ")
+	if len(line) > 300 {
+		line = strings.ToValidUTF8(line[:300], "") + "…"
+	}
+	return ": " + line
+}
+
+func processOrigins(p *plan.Plan, path string) []record.Origin {
+	for _, process := range p.Processes {
+		if process.Path == path {
+			return process.Origins
+		}
+	}
+	return nil
+}
+
+// tids remembers on whose behalf threads execute, for the exec guard: its event
+// follows the notification of the same thread at once.
+type tids struct {
+	mu     sync.Mutex
+	by     map[int]*list.Element
+	recent *list.List
+}
+
+type tidEntry struct {
+	tid int
+	at  time.Time
+	Executed
+}
+
+const (
+	tidsKept = 16384
+	tidLife  = 2 * time.Minute // a thread may wait that long for its turn
+)
+
+func newTids() *tids { return &tids{by: map[int]*list.Element{}, recent: list.New()} }
+
+func (t *tids) put(tid int, x Executed) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if el, ok := t.by[tid]; ok {
+		t.recent.Remove(el)
+	}
+	t.by[tid] = t.recent.PushFront(&tidEntry{tid, time.Now(), x})
+	if t.recent.Len() > tidsKept {
+		last := t.recent.Remove(t.recent.Back()).(*tidEntry)
+		delete(t.by, last.tid)
+	}
+}
+
+func (t *tids) get(token string, tid int) (Executed, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	el, ok := t.by[tid]
+	if !ok {
+		return Executed{}, false
+	}
+	e := el.Value.(*tidEntry)
+	if e.Token != token || time.Since(e.at) > tidLife {
+		return Executed{}, false
+	}
+	return e.Executed, true
+}
+
+func (t *tids) forget(token string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for el := t.recent.Front(); el != nil; {
+		next := el.Next()
+		if e := el.Value.(*tidEntry); e.Token == token {
+			t.recent.Remove(el)
+			delete(t.by, e.tid)
+		}
+		el = next
+	}
+}
+
+var errGone = errors.New("the thread is gone")

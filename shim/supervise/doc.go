@@ -1,0 +1,41 @@
+// Package supervise is the process that answers seccomp notifications, sets the
+// guards of containers and watches them: two processes, a monitor and its worker.
+//
+// What it guarantees:
+//
+//   - A notified call goes on only when somebody decided so. No decision, a
+//     panic, a caller that cannot be looked at, a descriptor for a container that is
+//     not known or has no guards: refused. (In mode audit, what would be refused is
+//     reported and goes on.)
+//   - The monitor holds a copy of the sockets, of every notify descriptor and of
+//     the fanotify group, and reads nothing that comes from outside. When the worker
+//     is killed callers wait, and the next worker answers them, also those whose
+//     call the killed one had read: notifications are read into memory that both
+//     hold. A call that was in hand when two workers ended is refused.
+//   - When the monitor is killed the worker starts another. Never do two workers
+//     answer: each side kills the other before it replaces it.
+//   - A container has all the guards its plan wants or the createRuntime hook
+//     fails, and so does its creation; what had been set is taken back.
+//   - The switch from starting to serving is stored before the call that caused it
+//     is answered, and never goes back.
+//   - Decisions are made by numbers that the kernel gives (seccomp), by the socket
+//     itself, which the supervisor copies and makes listen, or by the file that is
+//     executed (fanotify). A path read from a caller's memory can only make a call
+//     be refused.
+//
+// What it does not:
+//
+//   - SIGTERM to the monitor ends both processes, and with them the descriptors:
+//     every notified call, execve among them, then fails with ENOSYS in containers
+//     that run. SIGHUP is for upgrades: the worker is replaced, the monitor stays
+//     (and stays the old version). Killing both at once is like SIGTERM.
+//   - While there is no worker, or a stopped one, callers of notified calls wait.
+//     They can be killed.
+//   - 32-bit x86 programs make sockets listen through socketcall, whose arguments
+//     are in memory: the verdicts refuse it or not by its number; nftables holds.
+//   - A health check is told from an operator's exec by its arguments. Whoever may
+//     run "docker exec" can run the health check.
+//
+// Sources: seccomp_unotify(2), pidfd_getfd(2), fanotify(7), unix(7), pid_namespaces(7);
+// runtime-spec config-linux.md, "Seccomp"; runc libcontainer/process_linux.go.
+package supervise

@@ -1,0 +1,212 @@
+package supervise
+
+import (
+	"errors"
+	"fmt"
+	"log"
+	"net/netip"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/declarun/declarun/seccompgen/filter"
+	"github.com/declarun/declarun/shim/events"
+	"github.com/declarun/declarun/shim/record"
+)
+
+// place is where a socket listens, as far as plans speak of it.
+type place struct {
+	proto string // "tcp", "sctp"…; "" where the domain has no ports
+	name  string // "unix", "vsock"…: of a domain without ports
+	addr  netip.AddrPort
+	local bool // nobody outside the container can connect
+}
+
+func (p place) String() string {
+	if p.proto == "" {
+		return p.name
+	}
+	return fmt.Sprintf("%s/%d", p.proto, p.addr.Port())
+}
+
+// placeOf tells where a socket is bound.
+func placeOf(fd int) (place, error) {
+	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	if err != nil {
+		return place{}, err
+	}
+	switch domain {
+	case unix.AF_UNIX:
+		return place{name: "unix", local: true}, nil
+	case unix.AF_INET, unix.AF_INET6:
+	default:
+		return place{name: fmt.Sprintf("address family %d", domain)}, nil
+	}
+	protocol, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
+	if err != nil {
+		return place{}, err
+	}
+	proto := map[int]string{unix.IPPROTO_TCP: "tcp", unix.IPPROTO_MPTCP: "tcp", unix.IPPROTO_SCTP: "sctp", unix.IPPROTO_DCCP: "dccp", unix.IPPROTO_UDP: "udp"}[protocol]
+	if proto == "" {
+		proto = fmt.Sprintf("ip-%d", protocol)
+	}
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		return place{}, err
+	}
+	p := place{proto: proto}
+	switch a := sa.(type) {
+	case *unix.SockaddrInet4:
+		p.addr = netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port))
+	case *unix.SockaddrInet6:
+		p.addr = netip.AddrPortFrom(netip.AddrFrom16(a.Addr).Unmap(), uint16(a.Port))
+	default:
+		return place{}, fmt.Errorf("socket of an unknown kind %T", sa)
+	}
+	p.local = p.addr.Addr().IsLoopback()
+	return p, nil
+}
+
+// takeFD copies a descriptor of another thread.
+func takeFD(tid, fd int) (int, error) {
+	// A thread may have descriptors of its own (CLONE_FILES undone); Linux 6.9.
+	pidfd, err := unix.PidfdOpen(tid, unix.PIDFD_THREAD)
+	if errors.Is(err, unix.EINVAL) {
+		tgid, ok := events.Tgid(tid)
+		if !ok {
+			return -1, unix.ESRCH
+		}
+		pidfd, err = unix.PidfdOpen(tgid, 0)
+	}
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(pidfd)
+	return unix.PidfdGetfd(pidfd, fd, 0)
+}
+
+// decideListen makes the call itself, on its own copy of the socket: what was
+// looked at is what listens, whatever the caller does to its descriptor.
+func (w *Worker) decideListen(l *listener, n *notification, by filter.Caller) response {
+	c := l.c
+	fd, err := takeFD(int(n.PID), int(int32(n.Args[0])))
+	if !l.valid(n.ID) { // it may have been another thread's
+		if err == nil {
+			unix.Close(fd)
+		}
+		return refuse(unix.EPERM)
+	}
+	mode := c.mode(record.Network)
+	watched := mode != record.Off && c.plan.Network.Enforced
+	switch {
+	case errors.Is(err, unix.EBADF):
+		return refuse(unix.EBADF)
+	case err != nil && (!watched || mode == record.Audit):
+		return w.obey(l, n, by, "?")
+	case err != nil:
+		w.report(c, record.Event{Dimension: record.Supervision, Action: "refuse", Object: "listen", Verdict: record.Denied, Mechanism: "seccomp",
+			Process: snapshotOf(n), Reason: fmt.Sprintf("cannot copy the caller's socket: %v", err)})
+		return refuse(unix.EACCES)
+	}
+	defer unix.Close(fd)
+
+	where, err := placeOf(fd)
+	if err != nil {
+		var errno unix.Errno
+		if errors.As(err, &errno) {
+			return refuse(errno) // ENOTSOCK: as listen would answer
+		}
+		return refuse(unix.EACCES)
+	}
+	deviates := watched && w.undeclared(c, where)
+	verdict := record.Denied
+	switch {
+	case by.Identity == record.Operator:
+		verdict = record.Reported
+	case mode == record.Audit:
+		verdict = record.Observed
+	}
+	if deviates && verdict == record.Denied {
+		w.reportListen(l, n, by, where, verdict)
+		return refuse(unix.EACCES)
+	}
+	if r := w.obey(l, n, by, where.String()); r != goOn {
+		return r
+	}
+	if err := unix.Listen(fd, int(int32(n.Args[1]))); err != nil {
+		var errno unix.Errno
+		if errors.As(err, &errno) {
+			return refuse(errno)
+		}
+		return refuse(unix.EACCES)
+	}
+	// A socket that was not bound got a port only now; one that was can have
+	// been disconnected and bound again by another thread meanwhile.
+	after, err := placeOf(fd)
+	if err != nil || after != where {
+		if err != nil || watched && w.undeclared(c, after) {
+			if verdict == record.Denied {
+				unix.Shutdown(fd, unix.SHUT_RDWR)
+				w.reportListen(l, n, by, after, verdict)
+				return refuse(unix.EACCES)
+			}
+		}
+		where = after
+	}
+	if deviates {
+		w.reportListen(l, n, by, where, verdict)
+	}
+	if w.serves(l, n, where, by) {
+		w.serving(c)
+	}
+	return response{}
+}
+
+func (w *Worker) undeclared(c *container, p place) bool {
+	return !p.local && (p.proto != "tcp" || !declaresTCP(c.plan, p.addr.Port()))
+}
+
+func (w *Worker) reportListen(l *listener, n *notification, by filter.Caller, p place, v record.Verdict) {
+	reason := events.Reason(record.Network, "listen", p.String(), v, by.Phase)
+	if p.proto != "" {
+		reason += fmt.Sprintf(" (on %s)", p.addr.Addr())
+	}
+	w.report(l.c, record.Event{Dimension: record.Network, Action: "listen", Object: p.String(), Verdict: v, Phase: by.Phase, Identity: by.Identity,
+		Mechanism: "seccomp", Process: snapshotOf(n), Origins: nearestPorts(l.c.plan), Reason: reason})
+}
+
+// serves tells whether this listen is the one that ends start-up: a main
+// program of the application on a declared port that others can reach.
+func (w *Worker) serves(l *listener, n *notification, p place, by filter.Caller) bool {
+	if by.Identity != record.Application || by.Phase != record.Starting || by.BeforeExec ||
+		p.local || p.proto != "tcp" || !declaresTCP(l.c.plan, p.addr.Port()) {
+		return false
+	}
+	tgid, ok := events.Tgid(int(n.PID))
+	if !ok {
+		return false
+	}
+	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", tgid))
+	return err == nil && isMain(l.c.plan, strings.TrimSuffix(exe, " (deleted)"))
+}
+
+// serving takes away what only start-up needed: before the call that ends it is answered.
+func (w *Worker) serving(c *container) {
+	c.mu.Lock()
+	if c.state.Phase == record.Serving {
+		c.mu.Unlock()
+		return
+	}
+	c.state.Phase = record.Serving
+	st := c.state
+	c.mu.Unlock()
+	if w.o.Guard != nil {
+		w.o.Guard.Serving(c.token)
+	}
+	if err := w.store.save(c.token, "state.json", st); err != nil {
+		log.Printf("declarund: %v", err)
+		w.report(c, record.Event{Dimension: record.Supervision, Action: "store", Object: "phase", Verdict: record.Reported, Mechanism: "supervisor",
+			Reason: fmt.Sprintf("the container serves, which a restarted supervisor would not know: %v", err), Remedy: "make room in the state directory"})
+	}
+}

@@ -1,0 +1,249 @@
+package supervise
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log"
+	"os"
+	"runtime/debug"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/declarun/declarun/shim/record"
+)
+
+// inFlight is how many notifications of one listener are decided on at once.
+// The others wait in the kernel.
+const inFlight = 48
+
+// listener answers the notifications of one filter.
+type listener struct {
+	w      *Worker
+	c      *container
+	serial uint64
+	file   *os.File // in the runtime's poller: no thread waits for it
+	raw    syscall.RawConn
+	slots  chan struct{}
+	busy   sync.WaitGroup
+
+	mu   sync.Mutex
+	meta listenerMeta
+}
+
+// listenerMeta travels with the descriptor from worker to worker.
+type listenerMeta struct {
+	Exec bool `json:"exec,omitempty"` // a runc exec's, not the container's own
+	PID  int  `json:"pid"`            // of the process that runc sent the descriptor for
+	// Identity is empty for an exec that has not executed its command yet.
+	Identity record.Identity `json:"identity,omitempty"`
+	// Executed is true once PID was let through an execve: what is notified
+	// before comes from runc itself.
+	Executed bool `json:"executed,omitempty"`
+}
+
+func listenerKey(token string, serial uint64) string {
+	return fmt.Sprintf("%s%s/%016x", keySeccomp, token, serial)
+}
+
+// newListener takes over fd.
+func newListener(w *Worker, c *container, serial uint64, meta listenerMeta, fd int) (*listener, error) {
+	if name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd)); err != nil || name != "anon_inode:seccomp notify" {
+		unix.Close(fd)
+		return nil, fmt.Errorf("open listener: descriptor is %.100q, want a seccomp listener", name)
+	}
+	if err := unix.SetNonblock(fd, true); err != nil { // for the poller; RECV does not look at it
+		unix.Close(fd)
+		return nil, fmt.Errorf("open listener: %w", err)
+	}
+	file := os.NewFile(uintptr(fd), "seccomp listener")
+	// Only a descriptor in the poller can have a deadline.
+	if err := file.SetReadDeadline(time.Time{}); err != nil {
+		file.Close()
+		return nil, fmt.Errorf("open listener: %w", err)
+	}
+	raw, err := file.SyscallConn()
+	if err != nil {
+		file.Close()
+		return nil, fmt.Errorf("open listener: %w", err)
+	}
+	setSyncWakeUp(fd)
+	return &listener{w: w, c: c, serial: serial, file: file, raw: raw, slots: make(chan struct{}, inFlight), meta: meta}, nil
+}
+
+func (l *listener) with(f func(fd int) error) error {
+	var inner error
+	if err := l.raw.Control(func(fd uintptr) { inner = f(int(fd)) }); err != nil {
+		return err
+	}
+	return inner
+}
+
+var errHangup = errors.New("nobody uses the filter any more")
+
+// run serves until the last process with the filter is gone (nil), or until
+// the listener is told to stop.
+func (l *listener) run() error {
+	failures := 0
+	for {
+		slot := -1
+		var recvErr error
+		err := l.raw.Read(func(fd uintptr) bool {
+			// RECV waits where there is nothing, so ask first. What was there may be
+			// gone by then (the caller was killed): ENOENT.
+			fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+			if _, err := unix.Poll(fds, 0); err != nil {
+				recvErr = err
+				return true
+			}
+			switch {
+			case fds[0].Revents&unix.POLLIN != 0:
+				l.slots <- struct{}{}
+				slot = l.w.journal.take(l.serial)
+				recvErr = l.w.journal.Recv(int(fd), slot)
+				return true
+			case fds[0].Revents&(unix.POLLHUP|unix.POLLERR|unix.POLLNVAL) != 0:
+				recvErr = errHangup
+				return true
+			}
+			return false
+		})
+		if err = errors.Join(err, recvErr); err == nil {
+			failures = 0
+			l.busy.Add(1)
+			go l.answer(slot)
+			continue
+		}
+		if slot >= 0 {
+			l.w.journal.give(slot)
+			<-l.slots
+		}
+		switch {
+		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EINTR):
+		case errors.Is(err, errHangup), errors.Is(err, unix.ENOTCONN):
+			return nil
+		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, os.ErrClosed):
+			return err
+		default:
+			if failures++; failures > 100 {
+				return fmt.Errorf("read notification: %w", err)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+}
+
+// stop makes run return. What was read is still answered.
+func (l *listener) stop() { l.file.SetReadDeadline(time.Unix(1, 0)) }
+
+// answer decides on the notification in a slot and sends the answer. A slot
+// taken over from an earlier worker holds no place in slots.
+func (l *listener) answer(slot int) {
+	defer l.busy.Done()
+	l.reply(slot)
+	<-l.slots
+}
+
+// finish answers what an earlier worker left.
+func (l *listener) finish(slot int) {
+	head := l.w.journal.head(slot)
+	head.Attempts++
+	if head.Attempts > 1 { // it may be what killed them
+		n := *l.w.journal.at(slot)
+		l.sendAnswer(response{ID: n.ID, Error: -int32(unix.EPERM)})
+		l.w.journal.give(slot)
+		l.w.report(l.c, record.Event{Dimension: record.Supervision, Action: "refuse", Object: l.c.verdicts.Name(call(n)),
+			Verdict: record.Denied, Mechanism: "seccomp", Reason: "more than one worker ended while it decided on this call"})
+		return
+	}
+	l.reply(slot)
+}
+
+func (l *listener) reply(slot int) {
+	n := *l.w.journal.at(slot)
+	r := l.decide(&n)
+	r.ID = n.ID
+	l.sendAnswer(r)
+	l.w.journal.give(slot)
+}
+
+func (l *listener) sendAnswer(r response) {
+	err := l.with(func(fd int) error {
+		for {
+			err := send(fd, &r)
+			if err != unix.EINTR {
+				return err
+			}
+		}
+	})
+	// ENOENT: the caller is gone or was interrupted, and asks again.
+	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, os.ErrClosed) {
+		log.Printf("declarund: answer notification: %v", err)
+	}
+}
+
+// decide never panics and never lets a call through that it did not decide on.
+func (l *listener) decide(n *notification) (r response) {
+	defer func() {
+		if v := recover(); v != nil {
+			r = response{Error: -int32(unix.EPERM)}
+			log.Printf("declarund: decide on a notification: panic: %v\n%s", v, debug.Stack())
+			l.w.report(l.c, record.Event{Dimension: record.Supervision, Action: "refuse", Object: fmt.Sprintf("call %d", n.Nr),
+				Verdict: record.Denied, Mechanism: "seccomp", Reason: fmt.Sprintf("declarun's own fault while deciding: %v", v),
+				Remedy: "please report this line, with the supervisor's log, as a bug"})
+		}
+	}()
+	return l.w.decide(l, n)
+}
+
+func (l *listener) valid(id uint64) bool {
+	return l.with(func(fd int) error {
+		if !idValid(fd, id) {
+			return unix.ENOENT
+		}
+		return nil
+	}) == nil
+}
+
+func (l *listener) snapshot() listenerMeta {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.meta
+}
+
+// update changes the meta and tells the monitor.
+func (l *listener) update(change func(*listenerMeta)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	before := l.meta
+	change(&l.meta)
+	if l.meta != before {
+		l.w.hold.note(listenerKey(l.c.token, l.serial), l.meta.String())
+	}
+}
+
+func (m listenerMeta) String() string {
+	data, _ := json.Marshal(m) // plain data
+	return string(data)
+}
+
+func parseListenerMeta(s string) (listenerMeta, error) {
+	var m listenerMeta
+	if err := json.Unmarshal([]byte(s), &m); err != nil {
+		return m, fmt.Errorf("parse listener: %w", err)
+	}
+	switch m.Identity {
+	case record.Application, record.HealthCheck, record.Operator:
+	case "":
+		if m.Exec && !m.Executed {
+			break
+		}
+		fallthrough
+	default:
+		m.Identity = record.Application
+	}
+	return m, nil
+}

@@ -1,0 +1,115 @@
+package supervise
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+
+	"github.com/declarun/declarun/seccompgen/filter"
+	"github.com/declarun/declarun/shim/plan"
+	"github.com/declarun/declarun/shim/record"
+	"github.com/declarun/declarun/shim/wire"
+)
+
+// Planner makes a container's plan and the configuration that holds it to it.
+type Planner interface {
+	// Prepare plans one container. root is the caller's and is closed after the call.
+	Prepare(ctx context.Context, p Preparation, root *os.File) (Prepared, error)
+}
+
+// Preparation is what a Planner is told.
+type Preparation struct {
+	wire.PrepareRequest
+	Token        string // for linux.seccomp.listenerMetadata and the createRuntime hook
+	NotifySocket string // for linux.seccomp.listenerPath
+}
+
+// Prepared is what a Planner answers. A nil Plan leaves the container alone.
+type Prepared struct {
+	Config   json.RawMessage // replaces config.json; empty: leave it
+	Plan     *plan.Plan
+	Verdicts *filter.Verdicts
+	Declared Facts
+}
+
+// Facts are what else the supervisor keeps of a container.
+type Facts struct {
+	Name        string   `json:"name,omitempty"`
+	Image       string   `json:"image,omitempty"`
+	HealthCheck []string `json:"health_check,omitempty"` // exec form
+	// Extra is the Planner's own, handed to the guards unread.
+	Extra json.RawMessage `json:"extra,omitempty"`
+}
+
+// Permission is an ExecGuard's answer. Only Forbidden makes the supervisor
+// refuse by itself.
+type Permission int
+
+const (
+	Unsure    Permission = iota // fanotify decides
+	Permitted                   // by this list; fanotify has the last word all the same
+	Forbidden                   // for certain, whatever happens to the path meanwhile
+)
+
+// Target is a container that guards are set on.
+type Target struct {
+	Token string
+	Key   wire.Key
+	PID   int
+	Plan  *plan.Plan
+	Facts Facts
+	// Files are the descriptors of the Guard request by name ("netns", "rootfs",
+	// "mount:/data"). They are closed after the call; a guard that needs one
+	// longer duplicates it.
+	Files map[string]*os.File
+	// Adopted is true for a container that an earlier worker has guarded. Files
+	// are opened anew through /proc/PID then.
+	Adopted bool
+}
+
+// Executed is what is known about a thread that executes a file.
+type Executed struct {
+	Token    string
+	Identity record.Identity // never empty: the narrowest if nothing is known
+	Phase    record.Phase
+	Mode     record.Mode // of processes
+	Path     string      // as the caller gave it: advisory
+	Argv     []string    // advisory
+}
+
+// ExecGuard decides on files that are executed, by file object.
+type ExecGuard interface {
+	// File is the fanotify group, kept open by the monitor; nil if there is none.
+	File() *os.File
+	// Sweep refuses what an earlier worker had read from the group and not
+	// answered. fds are all numbers its descriptors may have had. Before Run.
+	Sweep(fds []int32)
+	Watch(Target) error
+	Forget(token string)
+	// Allowed says whether file (O_PATH) may be executed. It must not block.
+	// reason is half a sentence for people.
+	Allowed(token string, file *os.File, id record.Identity, phase record.Phase) (p Permission, reason string)
+	// Serving says that what only start-up needed is taken away from now on.
+	Serving(token string)
+	// Run answers events until ctx ends.
+	Run(ctx context.Context, look Lookup) error
+}
+
+// Lookup is what the supervisor tells guards while they run.
+type Lookup interface {
+	// Executed tells on whose behalf the thread tid of the container executes.
+	Executed(token string, tid int) Executed
+	// Report takes an event. What is empty of Container, Name, Image, Mode and
+	// Phase is filled in from the container with the token.
+	Report(token string, e record.Event)
+}
+
+// NetGuard holds a network namespace to the plan.
+type NetGuard interface {
+	// Apply sets rules (or, for an adopted container, finds them) and starts to
+	// watch what they refuse.
+	Apply(Target) error
+	Forget(token string)
+	// Run reports until ctx ends.
+	Run(ctx context.Context, look Lookup) error
+}
