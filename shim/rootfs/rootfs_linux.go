@@ -29,7 +29,24 @@ var ErrNotRegular = errors.New("not a regular file")
 type Root struct {
 	dir  *os.File
 	base string // what /proc/self/fd says of dir
+	// instead holds files that the operator mounts over or beside the image's.
+	instead map[string]*os.File
 }
+
+// Put makes the path name lead to file, which a mount will put there. Not
+// safe while the root is in use. The root takes over the file.
+func (r *Root) Put(name string, file *os.File) {
+	if r.instead == nil {
+		r.instead = map[string]*os.File{}
+	}
+	if old := r.instead[path.Clean("/"+name)]; old != nil {
+		old.Close()
+	}
+	r.instead[path.Clean("/"+name)] = file
+}
+
+// Given lists what Put put there.
+func (r *Root) Given() map[string]*os.File { return r.instead }
 
 // Open opens the directory dir as a root filesystem.
 func Open(dir string) (*Root, error) {
@@ -51,7 +68,12 @@ func FromFile(f *os.File) (*Root, error) {
 }
 
 // Close releases the root. Files opened through it stay open.
-func (r *Root) Close() error { return r.dir.Close() }
+func (r *Root) Close() error {
+	for _, f := range r.instead {
+		f.Close()
+	}
+	return r.dir.Close()
+}
 
 // File gives the directory itself, for system calls that want a descriptor.
 func (r *Root) File() *os.File { return r.dir }
@@ -68,6 +90,13 @@ func (r *Root) openPath(name string, flags uint64) (int, error) {
 	how := unix.OpenHow{
 		Flags:   flags | unix.O_PATH | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+	}
+	if f := r.instead[path.Clean("/"+name)]; f != nil {
+		fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), unix.O_PATH|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return -1, &fs.PathError{Op: "open", Path: name, Err: err}
+		}
+		return fd, nil
 	}
 	rel := strings.TrimLeft(name, "/")
 	if rel == "" {
@@ -87,6 +116,9 @@ func (r *Root) openPath(name string, flags uint64) (int, error) {
 }
 
 func (r *Root) pathOf(fd int, name string) string {
+	if clean := path.Clean("/" + name); r.instead[clean] != nil {
+		return clean
+	}
 	p, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
 	if err != nil {
 		return path.Clean("/" + name)

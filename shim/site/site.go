@@ -37,7 +37,11 @@ import (
 )
 
 // DefaultPath is where the file is looked for.
-const DefaultPath = "/etc/declarun/config.toml"
+//
+// It is a variable so that a build can set another (-ldflags -X): engines give a
+// runtime neither arguments nor environment, and a test must not meet the
+// configuration of the machine it runs on.
+var DefaultPath = "/etc/declarun/config.toml"
 
 const maxSize = 1 << 20
 

@@ -1,0 +1,103 @@
+// Command declarund is the part of declarun that is not on the way of every
+// container call: the supervisor, one per machine, and the commands for
+// people. "declarun plan" and the others come here; call it by that name.
+//
+// It is a separate program so that runc's frequent small calls (state, kill,
+// delete) do not pay for starting all of this.
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/declarun/declarun/shim/runtime"
+	"github.com/declarun/declarun/shim/site"
+)
+
+func main() {
+	if code, done := internal(os.Args); done {
+		os.Exit(code)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := newApp().RunContext(ctx, os.Args)
+	stop()
+	os.Exit(complain(os.Stderr, err))
+}
+
+// complain is the one place that prints an error and its remedy.
+func complain(w io.Writer, err error) int {
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintf(w, "declarun: %v\n", err)
+	var way interface{ Remedy() string }
+	if errors.As(err, &way) && way.Remedy() != "" {
+		fmt.Fprintf(w, "declarun: try: %s\n", way.Remedy())
+	}
+	var code cli.ExitCoder
+	if errors.As(err, &code) {
+		return code.ExitCode()
+	}
+	return 1
+}
+
+// advice is an error somebody knows the way out of.
+type advice struct {
+	error
+	remedy string
+}
+
+func (a *advice) Unwrap() error  { return a.error }
+func (a *advice) Remedy() string { return a.remedy }
+
+func newApp() *cli.App {
+	name := "declarun"
+	if base := filepath.Base(os.Args[0]); base != "declarund" {
+		name = base
+	}
+	config := &cli.StringFlag{Name: "config", Usage: "site configuration `FILE`", Value: site.DefaultPath}
+	app := &cli.App{
+		Name:                   name,
+		HelpName:               name,
+		Usage:                  "holds a container to what its image declares",
+		Version:                runtime.Version,
+		Flags:                  []cli.Flag{config},
+		UseShortOptionHandling: true,
+		HideHelpCommand:        true,
+		ExitErrHandler:         func(*cli.Context, error) {},
+		OnUsageError:           func(_ *cli.Context, err error, _ bool) error { return err },
+		Commands: []*cli.Command{
+			superviseCommand(),
+			planCommand(),
+			explainCommand(),
+			watchCommand(),
+			statusCommand(),
+			doctorCommand(),
+			installCommand(),
+			uninstallCommand(),
+		},
+		CommandNotFound: func(c *cli.Context, command string) {
+			fmt.Fprintf(c.App.ErrWriter, "declarun: no command %q\n", command)
+		},
+		Action: func(c *cli.Context) error {
+			if c.Args().Present() {
+				return &advice{fmt.Errorf("no command %q", c.Args().First()), "declarun --help"}
+			}
+			return cli.ShowAppHelp(c)
+		},
+	}
+	return app
+}
+
+func loadSite(c *cli.Context) (*site.Config, error) {
+	return site.Load(cmp.Or(c.String("config"), site.DefaultPath))
+}

@@ -1,0 +1,13 @@
+package filter
+
+import "github.com/opencontainers/runtime-spec/specs-go"
+
+// AllowedBy tells, for a call's name, whether an engine's profile allows it
+// with any arguments at all. What it never allows need not be in a plan.
+func AllowedBy(engine *specs.LinuxSeccomp) (func(name string) bool, error) {
+	p, err := parseProfile(engine)
+	if err != nil {
+		return nil, err
+	}
+	return func(name string) bool { return !p.rule(name).Never() }, nil
+}

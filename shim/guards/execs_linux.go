@@ -1,0 +1,357 @@
+// Package guards connects the supervisor to what holds a container while it
+// runs: the exec guard and the sensors of package procmap, and the network
+// tables of package netpolicy. It translates between their words and the
+// plan's, and decides nothing itself.
+package guards
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/declarun/declarun/procmap/guard"
+	"github.com/declarun/declarun/procmap/sensor"
+	"github.com/declarun/declarun/shim/events"
+	"github.com/declarun/declarun/shim/plan"
+	"github.com/declarun/declarun/shim/planner"
+	"github.com/declarun/declarun/shim/record"
+	"github.com/declarun/declarun/shim/supervise"
+)
+
+// Execs is the exec guard with the sensors that watch the same files.
+type Execs struct {
+	guard    *guard.Guard
+	drops    *sensor.Drops    // nil: this machine has none
+	refusals *sensor.Refusals // nil: this machine has none
+
+	mu         sync.Mutex
+	containers map[string]watched // by token
+	byPIDNS    map[string]string  // pid namespace → token
+}
+
+type watched struct {
+	pid      int
+	pidns    string
+	writable []plan.Writable
+	readonly bool
+}
+
+// OpenExecs opens the guard, or takes over the group of an earlier worker. What
+// is missing of the sensors is said in notes and missing from the events; what
+// is missing of the guard is an error.
+func OpenExecs(inherited *os.File) (*Execs, error) {
+	x := &Execs{containers: map[string]watched{}, byPIDNS: map[string]string{}}
+	var err error
+	if inherited != nil {
+		x.guard, err = guard.FromFile(inherited)
+	} else {
+		x.guard, err = guard.Open()
+	}
+	if err != nil {
+		return nil, err
+	}
+	if x.drops, err = sensor.OpenDrops(); err != nil {
+		log.Printf("declarund: dropped executables are not reported: %v", err)
+	}
+	if x.refusals, err = sensor.OpenRefusals(); err != nil {
+		log.Printf("declarund: refused writes are not reported: %v", err)
+	}
+	return x, nil
+}
+
+// File implements supervise.ExecGuard.
+func (x *Execs) File() *os.File { return x.guard.File() }
+
+// Watch implements supervise.ExecGuard.
+func (x *Execs) Watch(t supervise.Target) error {
+	var extra planner.Extra
+	if len(t.Facts.Extra) > 0 {
+		if err := json.Unmarshal(t.Facts.Extra, &extra); err != nil {
+			return fmt.Errorf("read stored facts: %w", err)
+		}
+	}
+	root, err := dupOr(t.Files["rootfs"], fmt.Sprintf("/proc/%d/root", t.PID), t.Adopted)
+	if err != nil {
+		return err
+	}
+	c := guard.Container{ID: t.Token, PID: t.PID, Root: root, Mounts: map[string]guard.Mount{},
+		Wide: t.Plan.Wide, WideStarting: t.Plan.WideStarting, Created: extra.Created}
+	trees := map[string]*os.File{}
+	for _, w := range t.Plan.Storage.Writable {
+		f, err := dupOr(t.Files["mount:"+w.Path], fmt.Sprintf("/proc/%d/root%s", t.PID, w.Path), t.Adopted)
+		if errors.Is(err, errNotGiven) || t.Adopted && err != nil {
+			continue
+		}
+		if err != nil {
+			closeAll(trees)
+			root.Close()
+			return err
+		}
+		trees[w.Path] = f
+		if w.Exec {
+			own, err := dup(f)
+			if err != nil {
+				closeAll(trees)
+				root.Close()
+				return err
+			}
+			c.Mounts[w.Path] = guard.Mount{File: own, Exec: true}
+		}
+	}
+	defer closeAll(trees)
+	for _, p := range t.Plan.Processes {
+		program := guard.Program{Path: p.Path, Starting: p.Phase == record.Starting}
+		if p.Identity == record.HealthCheck {
+			c.HealthCheck = append(c.HealthCheck, program)
+		} else {
+			c.Application = append(c.Application, program)
+		}
+	}
+	overlay, err := dup(root)
+	if err != nil {
+		root.Close()
+		return err
+	}
+	defer overlay.Close()
+	if err := x.guard.Watch(c); err != nil {
+		return err
+	}
+	ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", t.PID))
+	if err != nil {
+		x.guard.Forget(t.Token)
+		return fmt.Errorf("name pid namespace: %w", err)
+	}
+	if x.drops != nil {
+		tree := sensor.Tree{ID: t.Token, Mounts: trees}
+		if x.guard.Marked(t.Token) == "filesystem" {
+			tree.Overlay = overlay
+		}
+		if err := x.drops.Watch(tree); err != nil {
+			log.Printf("declarund: container %s: dropped executables are not reported: %v", t.Key.ID, err)
+		}
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.containers[t.Token] = watched{pid: t.PID, pidns: ns, writable: t.Plan.Storage.Writable, readonly: t.Plan.Storage.ReadonlyRoot}
+	if host, err := os.Readlink("/proc/1/ns/pid"); err == nil && host != ns {
+		x.byPIDNS[ns] = t.Token
+	}
+	return nil
+}
+
+var errNotGiven = errors.New("not handed over")
+
+func dupOr(f *os.File, path string, adopted bool) (*os.File, error) {
+	if f != nil {
+		return dup(f)
+	}
+	if !adopted {
+		return nil, errNotGiven
+	}
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+func dup(f *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, fmt.Errorf("duplicate descriptor: %w", err)
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}
+
+func closeAll(files map[string]*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}
+
+// Forget implements supervise.ExecGuard.
+func (x *Execs) Forget(token string) {
+	x.mu.Lock()
+	if w, ok := x.containers[token]; ok {
+		delete(x.containers, token)
+		if x.byPIDNS[w.pidns] == token {
+			delete(x.byPIDNS, w.pidns)
+		}
+	}
+	x.mu.Unlock()
+	if x.drops != nil {
+		x.drops.Forget(token)
+	}
+	x.guard.Forget(token)
+}
+
+// Allowed implements supervise.ExecGuard.
+func (x *Execs) Allowed(token string, file *os.File, id record.Identity, phase record.Phase) (supervise.Permission, string) {
+	d, _, known := x.guard.Allowed(token, file, guard.Who{Identity: id, Phase: phase, Mode: record.Enforce})
+	switch {
+	case !known:
+		return supervise.Unsure, d.Reason
+	case d.Allow:
+		return supervise.Permitted, d.Reason
+	}
+	return supervise.Forbidden, d.Reason
+}
+
+// Sweep implements supervise.ExecGuard.
+func (x *Execs) Sweep(fds []int32) {
+	if n := x.guard.SweepPending(fds); n > 0 {
+		log.Printf("declarund: %d executions that an earlier worker left undecided are refused", n)
+	}
+}
+
+// Serving implements supervise.ExecGuard.
+func (x *Execs) Serving(token string) { x.guard.Serving(token) }
+
+// Run implements supervise.ExecGuard.
+func (x *Execs) Run(ctx context.Context, look supervise.Lookup) error {
+	var all sync.WaitGroup
+	defer all.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if x.drops != nil {
+		all.Go(func() { x.runDrops(ctx, look) })
+	}
+	if x.refusals != nil {
+		all.Go(func() { x.runRefusals(ctx, look) })
+	}
+	return x.guard.Run(ctx, func(e guard.Exec) guard.Decision {
+		by := look.Executed(e.ContainerID, e.TID)
+		d := guard.Judge(e, guard.Who{Identity: by.Identity, Phase: by.Phase, Mode: by.Mode})
+		if d.Verdict == record.Denied || d.Verdict == record.Observed {
+			look.Report(e.ContainerID, record.Event{
+				Dimension: record.Processes, Action: "execve", Object: e.Path, Verdict: d.Verdict, Identity: by.Identity,
+				Mechanism: "fanotify", Reason: fmt.Sprintf("%s is %s", e.Path, d.Reason), Process: asked(events.Snapshot(e.TID), by),
+			})
+		}
+		return d
+	})
+}
+
+// asked gives a process the arguments it asked to be executed with.
+func asked(p *record.Process, by supervise.Executed) *record.Process {
+	if p != nil && len(by.Argv) > 0 && len(p.Argv) == 0 {
+		p.Argv = by.Argv
+	}
+	return p
+}
+
+func (x *Execs) runDrops(ctx context.Context, look supervise.Lookup) {
+	for ctx.Err() == nil {
+		err := x.drops.Run(ctx, func(d sensor.Drop) {
+			what := map[sensor.Kind]string{sensor.ELF: "a program or shared object", sensor.Script: "an executable script"}[d.Kind]
+			p := events.Snapshot(d.PID)
+			if p == nil {
+				p = &record.Process{PID: d.PID, Exe: d.Exe, Comm: d.Comm}
+			}
+			look.Report(d.Container, record.Event{
+				Dimension: record.Storage, Action: "drop", Object: d.Path, Verdict: record.Reported,
+				Mechanism: "noexec mount", Process: p,
+				Reason: fmt.Sprintf("%s of %d bytes was written (sha256 %.16s…); nothing that is written later can be executed", what, d.Size, d.SHA256),
+			})
+		}, func(n int) {
+			look.Report("", record.Event{Dimension: record.Supervision, Action: "lost", Object: "dropped executables", Verdict: record.Reported,
+				Mechanism: "fanotify", Reason: fmt.Sprintf("at least %d written files were not looked at: too many at once", n)})
+		})
+		pause(ctx, "watch for dropped executables", err)
+	}
+}
+
+func (x *Execs) runRefusals(ctx context.Context, look supervise.Lookup) {
+	for ctx.Err() == nil {
+		err := x.refusals.Run(ctx, x.owner, func(r sensor.Refusal) {
+			if !x.ours(r.Container, r.Path) {
+				return
+			}
+			p := events.Snapshot(r.PID)
+			if p == nil {
+				p = &record.Process{PID: r.PID, UID: int(r.UID), Exe: r.Exe, Comm: r.Comm}
+			}
+			by := look.Executed(r.Container, r.PID)
+			look.Report(r.Container, record.Event{
+				Dimension: record.Storage, Action: "write", Object: r.Path, Verdict: record.Denied, Identity: by.Identity,
+				Mechanism: "read-only root", Process: p, Origins: x.nearest(r.Container, r.Path),
+				Reason: fmt.Sprintf("%s on a path that nothing declares writable", r.Syscall),
+			})
+		})
+		pause(ctx, "watch for refused writes", err)
+	}
+}
+
+// ours tells whether the plan is what made a path read-only. What the engine
+// and the operator mount read-only is refused without declarun, too.
+func (x *Execs) ours(token, path string) bool {
+	for _, tree := range []string{"/proc/", "/sys/", "/dev/"} {
+		if strings.HasPrefix(path, tree) {
+			return false
+		}
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.containers[token].readonly
+}
+
+// nearest names the declarations of what is writable nearby: they share the
+// longest beginning with the path.
+func (x *Execs) nearest(token, path string) []record.Origin {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	writable := slices.Clone(x.containers[token].writable)
+	if len(writable) == 0 {
+		return nil
+	}
+	common := func(a string) int {
+		n := 0
+		for n < len(a) && n < len(path) && a[n] == path[n] {
+			n++
+		}
+		return strings.Count(a[:n], "/")
+	}
+	slices.SortStableFunc(writable, func(a, b plan.Writable) int { return common(b.Path) - common(a.Path) })
+	var origins []record.Origin
+	for _, w := range writable[:min(2, len(writable))] {
+		if len(w.Origins) > 0 {
+			o := w.Origins[0]
+			o.Text = strings.TrimSpace(fmt.Sprintf("%s is writable: %s", w.Path, o.Text))
+			origins = append(origins, o)
+		}
+	}
+	return origins
+}
+
+// owner finds a process's container by its pid namespace.
+func (x *Execs) owner(pid int) (string, bool) {
+	ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid))
+	if err != nil {
+		return "", false
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	token, ok := x.byPIDNS[ns]
+	return token, ok
+}
+
+// pause keeps a sensor that fails from spinning.
+func pause(ctx context.Context, what string, err error) {
+	if ctx.Err() != nil {
+		return
+	}
+	log.Printf("declarund: %s: %v; again in 10 s", what, err)
+	select {
+	case <-ctx.Done():
+	case <-time.After(10 * time.Second):
+	}
+}

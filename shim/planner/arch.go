@@ -1,0 +1,6 @@
+package planner
+
+import "runtime"
+
+// nativeArch is what programs run as: containers share the host's kernel.
+const nativeArch = runtime.GOARCH

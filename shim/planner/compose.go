@@ -1,0 +1,119 @@
+// Package planner makes a container's plan: it brings the facts of all
+// dimensions together (what is declared, what the image's files say), and
+// turns the plan into the edited config.json and the tables the supervisor
+// works with.
+//
+// It guarantees that an error in any dimension is an error of the whole: a
+// container is never planned from some of its dimensions.
+package planner
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/declarun/declarun/procmap"
+	"github.com/declarun/declarun/seccompgen"
+	"github.com/declarun/declarun/shim/declared"
+	"github.com/declarun/declarun/shim/plan"
+	"github.com/declarun/declarun/shim/record"
+)
+
+// facts is all that a plan follows from.
+type facts struct {
+	declared  *declared.Declared
+	modes     map[record.Dimension]record.Mode
+	closure   *procmap.Closure
+	calls     *seccompgen.Result // nil for a wide container
+	network   plan.Network
+	admission plan.Admission
+	notes     []plan.Note
+	engine    func(name string) bool // does the engine's profile allow it at all; nil: it gave none
+	arch      string
+}
+
+// compose is the pure part: facts to plan.
+func compose(f facts) *plan.Plan {
+	d := f.declared
+	p := &plan.Plan{
+		Mode:               f.modes,
+		Image:              plan.Image{Ref: d.Image.Ref, Digest: d.Image.Digest},
+		Wide:               f.closure.Wide,
+		WideReason:         f.closure.WideReason,
+		WideStarting:       f.closure.WideStarting,
+		WideStartingReason: f.closure.WideStartingReason,
+		Processes:          f.closure.Processes,
+		Network:            f.network,
+		Admission:          f.admission,
+		Notes:              f.notes,
+	}
+	for i := range p.Processes {
+		p.Processes[i].Main = p.Processes[i].Main || slices.Contains(f.closure.Main, p.Processes[i].Path)
+	}
+	p.Syscalls = f.syscalls()
+	p.Storage = plan.Storage{ReadonlyRoot: d.Image.Known || d.ReadonlyRoot, Writable: f.closure.Writable}
+	p.Capabilities = f.capabilities(p.Syscalls)
+	for _, m := range d.Missing {
+		p.Notes = append(p.Notes, plan.Note{Dimension: record.Admission, Text: m})
+	}
+	if !d.Image.Known {
+		p.Notes = append(p.Notes, plan.Note{Dimension: record.Storage,
+			Text: "no image config: config.json itself is the declaration, its root, mounts and capabilities are taken at their word"})
+	}
+	return p
+}
+
+func (f facts) syscalls() plan.Syscalls {
+	s := plan.Syscalls{Architecture: f.arch, Allow: []plan.Syscall{}, Unresolved: []plan.Site{}}
+	if f.calls == nil {
+		s.Widened = true
+		return s
+	}
+	for _, c := range f.calls.Calls {
+		if f.engine == nil || f.engine(c.Name) {
+			s.Allow = append(s.Allow, c)
+		}
+	}
+	s.Unresolved = append(s.Unresolved, f.calls.Unresolved...)
+	// A command that cannot be known makes calls that cannot be known.
+	s.Widened = len(s.Unresolved) > 0 || f.closure.WideStarting
+	return s
+}
+
+// needs lists, for capabilities that are of use in particular system calls
+// only, those calls (capabilities(7)). A container whose filter refuses all of
+// them cannot use the capability.
+var needs = map[string][]string{
+	"CAP_MKNOD":            {"mknod", "mknodat"},
+	"CAP_SYS_CHROOT":       {"chroot", "setns"},
+	"CAP_CHOWN":            {"chown", "fchown", "lchown", "fchownat", "io_uring_setup"},
+	"CAP_NET_BIND_SERVICE": {"bind", "io_uring_setup"},
+	"CAP_NET_RAW":          {"socket", "setsockopt"},
+	"CAP_AUDIT_WRITE":      {"socket"},
+	"CAP_SETFCAP":          {"setxattr", "lsetxattr", "fsetxattr", "setxattrat", "unshare", "clone3"},
+}
+
+// capabilities are those of config.json that the filter leaves a use for. What
+// the operator added stays.
+func (f facts) capabilities(s plan.Syscalls) []plan.Capability {
+	d := f.declared
+	kept := []plan.Capability{}
+	for _, name := range d.Process.Capabilities {
+		origin := record.Origin{Source: record.FromEngine, At: "process.capabilities"}
+		calls, bound := needs[name]
+		switch {
+		case slices.ContainsFunc(d.Operator.CapAdd, func(c string) bool {
+			c = strings.ToUpper(c)
+			return c == "ALL" || strings.TrimPrefix(c, "CAP_") == strings.TrimPrefix(name, "CAP_")
+		}):
+			origin = record.Origin{Source: record.FromOperator, At: "--cap-add " + name}
+		case bound && !s.Widened && d.Image.Known && f.modes[record.Syscalls] == record.Enforce:
+			by := slices.IndexFunc(s.Allow, func(c plan.Syscall) bool { return slices.Contains(calls, c.Name) })
+			if by < 0 {
+				continue
+			}
+			origin.Text = "of use in " + s.Allow[by].Name
+		}
+		kept = append(kept, plan.Capability{Name: name, Origins: []record.Origin{origin}})
+	}
+	return kept
+}

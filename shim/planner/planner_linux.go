@@ -1,0 +1,262 @@
+package planner
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/declarun/declarun/netpolicy"
+	"github.com/declarun/declarun/procmap"
+	"github.com/declarun/declarun/seccompgen"
+	"github.com/declarun/declarun/seccompgen/filter"
+	"github.com/declarun/declarun/shim/admission"
+	"github.com/declarun/declarun/shim/bundle"
+	"github.com/declarun/declarun/shim/declared"
+	"github.com/declarun/declarun/shim/plan"
+	"github.com/declarun/declarun/shim/record"
+	"github.com/declarun/declarun/shim/rootfs"
+	"github.com/declarun/declarun/shim/site"
+	"github.com/declarun/declarun/shim/supervise"
+)
+
+// Analyser finds the system calls of programs. In the supervisor it is a
+// guarded child process.
+type Analyser func(ctx context.Context, root *rootfs.Root, req seccompgen.Request) (seccompgen.Result, error)
+
+// Planner plans containers. It is safe for concurrent use.
+type Planner struct {
+	// Site is asked for every container, so that a changed file counts at once.
+	Site    func() (*site.Config, error)
+	Analyse Analyser
+	// RuncVersion is of the low-level runtime, where it is known.
+	RuncVersion string
+	// Now is the time admission judges by; nil: time.Now.
+	Now func() time.Time
+}
+
+// Extra is what the guards need of a container besides its plan.
+type Extra struct {
+	Resolvers []netip.AddrPort `json:"resolvers,omitempty"`
+	Search    []string         `json:"search,omitempty"`
+	Created   time.Time        `json:"created"`
+}
+
+// Refused is a container that admission does not let in.
+type Refused struct{ Reasons []plan.Reason }
+
+func (e *Refused) Error() string {
+	for _, r := range e.Reasons {
+		if r.Verdict == plan.Refuse {
+			return fmt.Sprintf("admission refuses it: %s: %s", r.ID, r.Text)
+		}
+	}
+	return "admission refuses it"
+}
+
+// Remedy is the first refusal's.
+func (e *Refused) Remedy() string {
+	for _, r := range e.Reasons {
+		if r.Verdict == plan.Refuse {
+			return cmp.Or(r.Remedy, fmt.Sprintf("set %s = \"warn\" under [admission.rules] in %s", r.ID, site.DefaultPath))
+		}
+	}
+	return ""
+}
+
+// Prepare implements supervise.Planner.
+func (p *Planner) Prepare(ctx context.Context, req supervise.Preparation, dir *os.File) (supervise.Prepared, error) {
+	cfg, err := p.Site()
+	if err != nil {
+		return supervise.Prepared{}, err
+	}
+	spec, err := bundle.Parse(req.Config)
+	if err != nil {
+		return supervise.Prepared{}, fmt.Errorf("read config.json: %w", err)
+	}
+	d, err := declared.Find(ctx, req.PrepareRequest, declared.Options{})
+	if err != nil {
+		return supervise.Prepared{}, fmt.Errorf("find what is declared: %w", err)
+	}
+	if _, excluded := cfg.Excluded(d.Image.Ref); excluded || d.Sandbox {
+		return supervise.Prepared{}, nil
+	}
+	root, err := own(dir)
+	if err != nil {
+		return supervise.Prepared{}, err
+	}
+	defer root.Close()
+	var engine *specs.LinuxSeccomp
+	if spec.Linux != nil {
+		engine = spec.Linux.Seccomp
+	}
+	made, err := p.plan(ctx, cfg, d, root, engine)
+	if err != nil {
+		return supervise.Prepared{}, err
+	}
+	if made == nil { // every dimension is off
+		return supervise.Prepared{}, nil
+	}
+	if made.plan.Admission.Verdict != plan.Admit && made.plan.Admission.Verdict != plan.Warn && made.plan.Mode[record.Admission] == record.Enforce {
+		return supervise.Prepared{}, &Refused{made.plan.Admission.Reasons}
+	}
+	config, verdicts, err := p.apply(made, spec, req, root)
+	if err != nil {
+		return supervise.Prepared{}, err
+	}
+	extra, err := json.Marshal(Extra{Resolvers: d.Resolvers, Search: d.Search, Created: p.now()})
+	if err != nil {
+		return supervise.Prepared{}, err
+	}
+	return supervise.Prepared{
+		Config:   config,
+		Plan:     made.plan,
+		Verdicts: verdicts,
+		Declared: supervise.Facts{Name: cmp.Or(d.Name, d.ID), Image: d.Image.Ref, HealthCheck: d.HealthCheck, Extra: extra},
+	}, nil
+}
+
+func own(dir *os.File) (*rootfs.Root, error) {
+	if dir == nil {
+		return nil, errors.New("no root filesystem was handed over")
+	}
+	root, err := rootfs.Open(fmt.Sprintf("/proc/self/fd/%d", dir.Fd()))
+	if err != nil {
+		return nil, err
+	}
+	return root, nil
+}
+
+func (p *Planner) now() time.Time {
+	if p.Now != nil {
+		return p.Now()
+	}
+	return time.Now()
+}
+
+// made is a plan with what it was made from.
+type made struct {
+	plan     *plan.Plan
+	declared *declared.Declared
+	engine   *specs.LinuxSeccomp
+	has32    bool
+}
+
+// Plan is for people: what would be planned for a container that nobody runs yet.
+func (p *Planner) Plan(ctx context.Context, d *declared.Declared, root *rootfs.Root, engine *specs.LinuxSeccomp) (*plan.Plan, error) {
+	cfg, err := p.Site()
+	if err != nil {
+		return nil, err
+	}
+	made, err := p.plan(ctx, cfg, d, root, engine)
+	if err != nil {
+		return nil, err
+	}
+	if made == nil {
+		return nil, errors.New("plan: every dimension is off for this container")
+	}
+	return made.plan, nil
+}
+
+func (p *Planner) plan(ctx context.Context, cfg *site.Config, d *declared.Declared, root *rootfs.Root, engine *specs.LinuxSeccomp) (*made, error) {
+	modes, notes, err := cfg.EffectiveModes(d)
+	if err != nil {
+		return nil, err
+	}
+	if !slices.ContainsFunc(record.Dimensions(), func(dim record.Dimension) bool { return modes[dim] != record.Off }) {
+		return nil, nil
+	}
+	f := facts{declared: d, modes: modes, notes: notes, arch: cmp.Or(d.Image.Architecture, nativeArch)}
+	if f.arch != nativeArch {
+		f.arch = nativeArch // what the kernel runs counts; the analyser says if a program is foreign
+	}
+	osRelease, lists, err := admission.Inspect(root)
+	if err != nil {
+		return nil, fmt.Errorf("look at the image's packages: %w", err)
+	}
+	f.admission = admission.Judge(d, osRelease, lists, p.now(), cfg.AdmissionRules)
+	if f.closure, err = procmap.Derive(ctx, root, d); err != nil {
+		return nil, fmt.Errorf("work out which programs run: %w", err)
+	}
+	f.notes = append(f.notes, f.closure.Notes...)
+	if engine != nil {
+		if f.engine, err = filter.AllowedBy(engine); err != nil {
+			return nil, fmt.Errorf("read the engine's seccomp profile: %w", err)
+		}
+	}
+	if !f.closure.Wide {
+		calls, err := p.calls(ctx, root, d, f.closure)
+		if err != nil {
+			return nil, fmt.Errorf("work out the system calls: %w", err)
+		}
+		f.calls = calls
+	}
+	var netNotes []plan.Note
+	f.network, netNotes = netpolicy.Derive(d)
+	f.notes = append(f.notes, netNotes...)
+	out := &made{plan: compose(f), declared: d, engine: engine}
+	if f.calls != nil {
+		out.has32 = f.calls.Has32
+	}
+	out.plan.Notes = append(out.plan.Notes, netpolicy.CapabilityNotes(out.plan.Capabilities)...)
+	return out, nil
+}
+
+func (p *Planner) calls(ctx context.Context, root *rootfs.Root, d *declared.Declared, c *procmap.Closure) (*seccompgen.Result, error) {
+	req := seccompgen.Request{Env: d.Process.Env}
+	for _, a := range c.Analyse {
+		req.Programs = append(req.Programs, seccompgen.Program{Path: a.Path, Host: a.Host, Phase: a.Phase, Origins: a.Origins})
+	}
+	result, err := p.Analyse(ctx, root, req)
+	if err != nil {
+		return nil, err
+	}
+	return &result, nil
+}
+
+// apply turns a plan into the edited config.json and the verdicts.
+func (p *Planner) apply(m *made, spec *bundle.Spec, req supervise.Preparation, root *rootfs.Root) (json.RawMessage, *filter.Verdicts, error) {
+	seccomp, verdicts, err := filter.Build(p.filterInput(m, spec, req))
+	if err != nil {
+		return nil, nil, fmt.Errorf("build the seccomp filter: %w", err)
+	}
+	edit, err := bundle.FromPlan(m.plan, spec, bundle.Options{
+		Bundle: req.Bundle,
+		Resolve: func(name string) (string, error) {
+			at, _, err := root.Stat(name)
+			return at, err
+		},
+		Seccomp:            seccomp,
+		CreateRuntimeHooks: []specs.Hook{{Path: req.Executable, Args: []string{"declarun", "__guard", "--token", req.Token}}},
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	config, err := spec.Apply(edit)
+	return config, verdicts, err
+}
+
+// filterInput: also where system calls are not held to the plan, executions
+// and listening sockets are still learnt through the filter.
+func (p *Planner) filterInput(m *made, spec *bundle.Spec, req supervise.Preparation) filter.Input {
+	mode := m.plan.Mode[record.Syscalls]
+	in := filter.Input{
+		Arch: m.plan.Syscalls.Architecture, Allow: m.plan.Syscalls.Allow, Widened: m.plan.Syscalls.Widened,
+		Engine: m.engine, Has32: m.has32, RuncVersion: p.RuncVersion,
+		ListenerPath: req.NotifySocket, ListenerMetadata: req.Token, Mode: mode,
+	}
+	if spec.Process != nil {
+		in.NoNewPrivileges = spec.Process.NoNewPrivileges
+	}
+	if mode == record.Off {
+		in.Mode, in.Widened = record.Audit, true
+	}
+	return in
+}

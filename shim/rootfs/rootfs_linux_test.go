@@ -1,0 +1,93 @@
+package rootfs
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func tree(t *testing.T) (string, *Root) {
+	t.Helper()
+	dir := t.TempDir()
+	for name, content := range map[string]string{"bin/real": "real", "etc/passwd": "of the image"} {
+		file := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte(content), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for link, to := range map[string]string{
+		"absolute": "/bin/real", "out": "../../../../../../../../etc/passwd", "loop": "loop",
+		"sbin": "bin", "magic": "/proc/self/root/etc/passwd",
+	} {
+		if err := os.Symlink(to, filepath.Join(dir, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.Mkfifo(filepath.Join(dir, "fifo"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	root, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { root.Close() })
+	return dir, root
+}
+
+func TestPathsAreTakenAsTheContainerWillTakeThem(t *testing.T) {
+	_, root := tree(t)
+	for _, row := range []struct{ claim, name, path, content string }{
+		{"a plain path", "/bin/real", "/bin/real", "real"},
+		{"an absolute link stays inside", "/absolute", "/bin/real", "real"},
+		{"a link upwards stays inside", "/out", "/etc/passwd", "of the image"},
+		{"a linked directory is resolved", "/sbin/real", "/bin/real", "real"},
+		{"dots above the root stay inside", "/../../bin/real", "/bin/real", "real"},
+	} {
+		f, err := root.Open(row.name)
+		if err != nil {
+			t.Errorf("%s: %v", row.claim, err)
+			continue
+		}
+		data, err := root.ReadFile(row.name, 100)
+		if f.Path != row.path || string(data) != row.content || err != nil {
+			t.Errorf("%s: %s with %q, %v; want %s with %q", row.claim, f.Path, data, err, row.path, row.content)
+		}
+		f.Close()
+	}
+	for claim, name := range map[string]string{"a link to itself": "/loop", "a magic link": "/magic", "nothing there": "/nowhere"} {
+		if f, err := root.Open(name); err == nil {
+			t.Errorf("%s: opened %s", claim, f.Path)
+		}
+	}
+	if _, err := root.Open("/fifo"); !errors.Is(err, ErrNotRegular) {
+		t.Errorf("a FIFO: %v, want ErrNotRegular", err)
+	}
+	if _, err := root.ReadFile("/bin/real", 3); err == nil {
+		t.Error("a file over the limit was read")
+	}
+}
+
+func TestAMountedFileTakesThePlaceOfTheImages(t *testing.T) {
+	_, root := tree(t)
+	other := filepath.Join(t.TempDir(), "other")
+	if err := os.WriteFile(other, []byte("mounted"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root.Put("/bin/real", f)
+	if data, err := root.ReadFile("/bin/real", 100); err != nil || string(data) != "mounted" {
+		t.Errorf("read %q, %v", data, err)
+	}
+	if p, ok := root.LookPath("real", "/usr/bin:/bin", "/"); !ok || p != "/bin/real" {
+		t.Errorf("found %q, %v", p, ok)
+	}
+}
