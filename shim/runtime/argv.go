@@ -160,7 +160,11 @@ func Parse(args []string) (Invocation, error) {
 	}
 	inv := other[0]
 	for _, o := range other[1:] {
-		if o.Word != inv.Word {
+		switch {
+		case o.Word == inv.Word || isForPeople(inv.Word):
+		case isForPeople(o.Word):
+			inv.Word = o.Word
+		default:
 			inv.Word = ""
 		}
 		inv.Help = inv.Help && o.Help

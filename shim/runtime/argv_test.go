@@ -50,6 +50,7 @@ func TestParse(t *testing.T) {
 		{"an unknown flag without", "create --new -b /b c1", Invocation{Verb: Create, Word: "create", Bundle: "/b", ID: "c1"}},
 		{"an unknown command", "freeze --hard create", Invocation{Word: "freeze"}},
 		{"unknown flags before a command of runc's own", "--a --b --c --d --e --f --g --h --i --j state c1", Invocation{}},
+		{"a command for people after a flag of theirs", "--config /f plan --json", Invocation{Word: "plan"}},
 		{"help is runc's", "create --help", Invocation{Word: "create"}},
 		{"help about create is runc's", "help create", Invocation{Word: "help"}},
 		{"a help that is false is none", "create --help=false c1", Invocation{Verb: Create, Word: "create", ID: "c1"}},

@@ -1,5 +1,7 @@
 package runtime
 
+import "slices"
+
 // Command is one command for people: declarund's work, started under
 // declarun's name.
 type Command struct{ Name, Usage string }
@@ -14,6 +16,9 @@ var People = []Command{
 	{"doctor", "say what this kernel and engine can enforce, with remedies"},
 	{"install", "make declarun known to docker or containerd"},
 	{"uninstall", "undo install"},
-	{"drift", "list what a container changed since it was made"},
 	{"supervise", "run the supervisor (one per machine; started on first use)"},
+}
+
+func isForPeople(word string) bool {
+	return slices.ContainsFunc(People, func(c Command) bool { return c.Name == word })
 }

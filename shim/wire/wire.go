@@ -80,8 +80,12 @@ type PrepareAnswer struct {
 
 // GuardRequest names the attached descriptors.
 type GuardRequest struct {
-	Token string   `json:"token"` // from the hook's own arguments, set by Prepare
-	PID   int      `json:"pid"`   // of the container's init, in the initial pid namespace
+	Token string `json:"token"` // from the hook's own arguments, set by Prepare
+	PID   int    `json:"pid"`   // of the container's init, in the initial pid namespace
+	// ID is the container's, from the state that runc gave the hook. One that
+	// is not the token's is another container started with this one's
+	// configuration: refuse it.
+	ID    string   `json:"id"`
 	Files []string `json:"files"` // "netns", "mntns", "pidns", "rootfs", "mount:/data"…
 }
 
