@@ -15,8 +15,13 @@ type Plan struct {
 	Image Image                            `json:"image"`
 	// Wide is true when the main process is a shell or an interpreter without
 	// a script: it may run whatever the image's layers contain.
-	Wide         bool         `json:"wide"`
-	WideReason   string       `json:"wide_reason,omitempty"`
+	Wide       bool   `json:"wide"`
+	WideReason string `json:"wide_reason,omitempty"`
+	// WideStarting is true when a script runs a command that cannot be known
+	// beforehand: until the container serves, any program of the image's layers may run.
+	WideStarting       bool   `json:"wide_starting,omitempty"`
+	WideStartingReason string `json:"wide_starting_reason,omitempty"`
+
 	Syscalls     Syscalls     `json:"syscalls"`
 	Processes    []Process    `json:"processes"`
 	Storage      Storage      `json:"storage"`
@@ -71,7 +76,9 @@ type Process struct {
 	Phase    record.Phase    `json:"phase"`
 	Identity record.Identity `json:"identity"`
 	// Main is true for the programs that serve, as opposed to their helpers.
-	Main    bool            `json:"main,omitempty"`
+	Main bool `json:"main,omitempty"`
+	// Mounted is true when an operator's mount provides the file, and not the image.
+	Mounted bool            `json:"mounted,omitempty"`
 	Origins []record.Origin `json:"origins"`
 }
 
@@ -90,7 +97,10 @@ type Writable struct {
 	Mounted bool `json:"mounted,omitempty"`
 	// Exec is true where programs may be executed: only where the operator
 	// said so.
-	Exec    bool            `json:"exec,omitempty"`
+	Exec bool `json:"exec,omitempty"`
+	// Phase is Starting where only the entrypoint's scripts write, before they
+	// exec the program that serves.
+	Phase   record.Phase    `json:"phase,omitempty"`
 	Origins []record.Origin `json:"origins"`
 }
 

@@ -1,0 +1,333 @@
+// Package procmap derives from what a container declares which programs it may
+// run, in which phase and on whose behalf, and what it may write.
+//
+// It follows the declared command through shebang lines, launchers (env, gosu,
+// tini, su …) and shell scripts to the programs that serve, and through the
+// strings of those programs to what they start in turn. It reads the files of
+// the image and of the operator's mounts, and runs nothing.
+//
+// What it guarantees: every program on a path that the script follower
+// understands is in the closure, all branches that are not decided by known
+// values taken. Where a command's name cannot be known the closure says so
+// (WideStarting and a note); nothing is dropped silently. Time and memory are
+// bounded whatever the image contains.
+//
+// What it does not guarantee: programs that Python, Perl, Ruby and so on start
+// are only found where their path stands literally in the script; programs
+// named in configuration files (supervisord, cron, inetd) are not found;
+// values that scripts read from files or from other programs' output are unknown.
+//
+// Facts: a script's interpreter line is read by the kernel up to 256 bytes and
+// with one argument at most (Linux 5.1, fs/binfmt_script.c), interpreters nest
+// up to 5 deep (execve(2)). fanotify's FAN_OPEN_EXEC_PERM fires for the file
+// named, for a script's interpreter and for the ELF interpreter
+// (fanotify_mark(2)): all of them are entries.
+package procmap
+
+import (
+	"context"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/declarun/declarun/shim/declared"
+	"github.com/declarun/declarun/shim/plan"
+	"github.com/declarun/declarun/shim/record"
+	"github.com/declarun/declarun/shim/rootfs"
+)
+
+// Closure is what one container may run and write.
+type Closure struct {
+	// Processes are the files that may be executed: programs, scripts that are
+	// executed by name, their interpreters, ELF interpreters. Sorted by path.
+	Processes []plan.Process `json:"processes"`
+	// Main are the programs that serve.
+	Main []string `json:"main"`
+	// Writable are the trees and files that stay writable. Sorted by path.
+	Writable []plan.Writable `json:"writable"`
+	// Wide: the main process is a shell or an interpreter without a script.
+	Wide       bool   `json:"wide,omitempty"`
+	WideReason string `json:"wide_reason,omitempty"`
+	// WideStarting: a script runs a command that cannot be known beforehand, so
+	// that any program of the image's layers may run until the container serves.
+	WideStarting       bool   `json:"wide_starting,omitempty"`
+	WideStartingReason string `json:"wide_starting_reason,omitempty"`
+	// Analyse are the ELF programs of the application and the health check
+	// whose system calls count.
+	Analyse []Program   `json:"analyse"`
+	Notes   []plan.Note `json:"notes,omitempty"`
+}
+
+// Program is one ELF program to be analysed.
+type Program struct {
+	Path string `json:"path"`
+	// Host is where the file is when an operator's mount provides it; empty: in the root filesystem.
+	Host    string          `json:"host,omitempty"`
+	Phase   record.Phase    `json:"phase"`
+	Origins []record.Origin `json:"origins"`
+}
+
+// FormatError is the main program's when the kernel could not start it
+// although it is there.
+type FormatError struct {
+	Path   string
+	Reason string
+	Way    string
+}
+
+func (e *FormatError) Error() string {
+	return fmt.Sprintf("run %s: exec format error: %s", e.Path, e.Reason)
+}
+
+// Remedy says what to do about it.
+func (e *FormatError) Remedy() string { return e.Way }
+
+// Derive works out the closure of a container. An error means that the
+// container cannot work as declared (a FormatError) or that ctx is done. A
+// command that does not exist is not an error but a note: runc says it better.
+func Derive(ctx context.Context, root *rootfs.Root, d *declared.Declared) (*Closure, error) {
+	b := newBuilder(ctx, root, d)
+	defer b.view.close()
+	if err := b.application(); err != nil {
+		return nil, err
+	}
+	b.healthCheck()
+	b.operatorMounts()
+	c := b.closure()
+	c.Writable = b.writable()
+	c.Notes = b.notes
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("derive processes: %w", err)
+	}
+	return c, nil
+}
+
+const (
+	maxOrigins = 8
+	maxNotes   = 64
+	maxDepth   = 32      // programs started by programs
+	maxWork    = 200_000 // nodes of scripts looked at
+	maxRuns    = 4096    // distinct command lines followed
+	maxSource  = 1 << 20 // bytes of one script
+)
+
+type processKey struct {
+	path     string
+	identity record.Identity
+}
+
+type builder struct {
+	ctx  context.Context
+	view *view
+	d    *declared.Declared
+
+	processes map[processKey]*plan.Process
+	programs  map[processKey]*Program
+	main      map[string]bool
+	seen      map[string]bool
+	noted     map[string]bool
+	notes     []plan.Note
+	targets   []target
+	wide      string
+	starting  string // why any program may run while starting
+	work      int
+	runs      int
+}
+
+func newBuilder(ctx context.Context, root *rootfs.Root, d *declared.Declared) *builder {
+	return &builder{
+		ctx: ctx, view: newView(root, d.Mounts), d: d,
+		processes: map[processKey]*plan.Process{}, programs: map[processKey]*Program{},
+		main: map[string]bool{}, seen: map[string]bool{}, noted: map[string]bool{},
+	}
+}
+
+func (b *builder) note(dim record.Dimension, format string, args ...any) {
+	text := clip(fmt.Sprintf(format, args...), 300)
+	if b.noted[text] {
+		return
+	}
+	b.noted[text] = true
+	switch {
+	case len(b.notes) < maxNotes:
+		b.notes = append(b.notes, plan.Note{Dimension: dim, Text: text})
+	case len(b.notes) == maxNotes:
+		b.notes = append(b.notes, plan.Note{Dimension: dim, Text: "more notes were left out"})
+	}
+}
+
+// clip shortens s to n bytes and keeps it printable.
+func clip(s string, n int) string {
+	s = strings.Map(func(r rune) rune {
+		switch {
+		case r == 0 || r == globChar:
+			return '…'
+		case r < ' ' || r == 0x7f:
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(s, "�"))
+	if len(s) <= n {
+		return s
+	}
+	for n > 0 && s[n]&0xc0 == 0x80 {
+		n--
+	}
+	return s[:n] + "…"
+}
+
+func addOrigins(list []record.Origin, more ...record.Origin) []record.Origin {
+	for _, o := range more {
+		if len(list) >= maxOrigins {
+			break
+		}
+		if !slices.Contains(list, o) {
+			list = append(list, o)
+		}
+	}
+	return list
+}
+
+// allow enters a file into the closure.
+func (b *builder) allow(o *object, r *run, phase record.Phase, origins ...record.Origin) *plan.Process {
+	if o.mount != nil {
+		origins = append(slices.Clip(origins), o.mount.m.Origin)
+	}
+	k := processKey{o.path, r.identity}
+	p := b.processes[k]
+	if p == nil {
+		p = &plan.Process{Path: o.path, Phase: phase, Identity: r.identity, Mounted: o.mount != nil}
+		b.processes[k] = p
+	}
+	p.Phase = p.Phase.Widest(phase)
+	p.Origins = addOrigins(p.Origins, origins...)
+	return p
+}
+
+// analyse enters an ELF program whose calls count.
+func (b *builder) analyse(o *object, r *run, phase record.Phase, origins ...record.Origin) {
+	if r.identity == record.Operator {
+		return
+	}
+	k := processKey{path: o.path}
+	p := b.programs[k]
+	if p == nil {
+		p = &Program{Path: o.path, Host: o.host(), Phase: phase}
+		b.programs[k] = p
+	}
+	p.Phase = p.Phase.Widest(phase)
+	p.Origins = addOrigins(p.Origins, origins...)
+}
+
+// application follows the declared process.
+func (b *builder) application() error {
+	p := b.d.Process
+	if len(p.Args) == 0 {
+		b.note(record.Processes, "no command is declared")
+		return nil
+	}
+	origins := p.Origins
+	if len(origins) > len(p.Args) {
+		origins = origins[:len(p.Args)]
+	}
+	var distinct []record.Origin
+	distinct = addOrigins(distinct, origins...)
+	if len(distinct) == 0 {
+		distinct = []record.Origin{{Source: record.FromEngine, At: "config.json process.args", Text: clip(strings.Join(p.Args, " "), 120)}}
+	}
+	cwd := p.Cwd
+	if !path.IsAbs(cwd) {
+		cwd = "/"
+	}
+	r := &run{
+		argv: literals(p.Args), vars: environment(p.Env), cwd: cwd,
+		identity: record.Application, phase: record.Serving, chain: true, serves: true, first: true,
+		origins: distinct,
+	}
+	return b.follow(r)
+}
+
+// healthCheck follows the declared check under its own identity.
+func (b *builder) healthCheck() {
+	args := b.d.HealthCheck
+	if len(args) == 0 || args[0] == "" || args[0] == "NONE" {
+		return
+	}
+	origins := b.d.HealthCheckOrigin
+	if len(origins) == 0 {
+		origins = []record.Origin{{Source: record.FromImage, At: "config.Healthcheck", Text: clip(strings.Join(args, " "), 120)}}
+	}
+	cwd := b.d.Process.Cwd
+	if !path.IsAbs(cwd) {
+		cwd = "/"
+	}
+	r := &run{
+		argv: literals(args), vars: environment(b.d.Process.Env), cwd: cwd,
+		identity: record.HealthCheck, phase: record.Serving, origins: origins,
+	}
+	// Whatever is wrong with a check, the container starts: it is noted.
+	if err := b.follow(r); err != nil {
+		b.note(record.Processes, "health check: %v", err)
+	}
+}
+
+// operatorMounts enters what an operator's read-only mounts bring, and what
+// writable ones bring where the operator said exec. Shells and interpreters
+// are left out: they are entered when something declared runs them.
+func (b *builder) operatorMounts() {
+	const most = 512
+	for _, m := range b.view.mounts {
+		if m.m.Origin.Source != record.FromOperator && m.m.Origin.Source != record.FromCompose {
+			continue
+		}
+		if !m.runnable() || !m.bound() {
+			continue
+		}
+		left := most
+		names, whole := b.view.executables(m.dest, &left)
+		if !whole {
+			b.note(record.Processes, "mount %s: only %d of its programs were entered", m.dest, len(names))
+		}
+		for _, name := range names {
+			o, err := b.view.stat(name)
+			if err != nil || o.mount != m || isShell(path.Base(name)) || isInterpreter(path.Base(name)) {
+				continue
+			}
+			r := &run{identity: record.Application, phase: record.Serving, depth: maxDepth - 3, origins: []record.Origin{m.m.Origin},
+				argv: []string{o.path}, vars: environment(b.d.Process.Env), cwd: "/"}
+			if err := b.follow(r); err != nil {
+				b.note(record.Processes, "mount %s: %v", m.dest, err)
+			}
+		}
+	}
+}
+
+func (b *builder) closure() *Closure {
+	c := &Closure{Processes: []plan.Process{}, Main: []string{}, Analyse: []Program{}}
+	for _, p := range b.processes {
+		p.Main = p.Identity == record.Application && b.main[p.Path]
+		c.Processes = append(c.Processes, *p)
+	}
+	slices.SortFunc(c.Processes, func(x, y plan.Process) int {
+		if n := strings.Compare(x.Path, y.Path); n != 0 {
+			return n
+		}
+		return strings.Compare(string(x.Identity), string(y.Identity))
+	})
+	for m := range b.main {
+		c.Main = append(c.Main, m)
+	}
+	slices.Sort(c.Main)
+	for _, p := range b.programs {
+		c.Analyse = append(c.Analyse, *p)
+	}
+	slices.SortFunc(c.Analyse, func(x, y Program) int { return strings.Compare(x.Path, y.Path) })
+	if b.wide != "" {
+		c.Wide, c.WideReason = true, b.wide
+	}
+	if b.starting != "" {
+		c.WideStarting, c.WideStartingReason = true, b.starting
+	}
+	return c
+}
