@@ -133,7 +133,7 @@ func (w *Worker) decideExec(l *listener, n *notification, name string, by filter
 				Phase: by.Phase, Identity: id, Mechanism: "seccomp", Process: snapshotOf(n),
 				Reason: events.Reason(record.Processes, "exec", strings.Join(x.argv, " "), record.Reported, by.Phase)}
 			if e.Process != nil {
-				e.Process.Argv = x.argv
+				e.Process.Exe, e.Process.Argv = object, x.argv
 			}
 			if !announced {
 				e.Reason += "; it did not come through declarun"

@@ -93,14 +93,25 @@ const (
 	slotSize   = 256
 	slotHeader = 24
 	slotCount  = 4096
-	journalLen = slotSize * slotCount
+	suspectsAt = slotSize * slotCount
+	suspectMax = 512
+	journalLen = suspectsAt + suspectMax*int(unsafe.Sizeof(suspect{}))
 )
+
+// suspect is a call that was in hand when a worker ended. The caller may have
+// been interrupted and have come back with another notification, so it is known
+// by who calls what.
+type suspect struct {
+	Listener uint64
+	TID      uint32
+	Nr       int32
+	Times    uint64
+}
 
 // slotHead is the start of a slot. Listener 0: the slot is free.
 type slotHead struct {
 	Listener uint64
-	Attempts uint64 // workers that have tried to answer
-	_        uint64
+	_        [2]uint64
 }
 
 type journal struct {
@@ -108,6 +119,8 @@ type journal struct {
 	mu   sync.Mutex
 	free []int
 	wake *sync.Cond
+	next int // the suspect that is given up for another
+	some bool
 }
 
 func newJournalFile() (int, error) {
@@ -118,7 +131,7 @@ func newJournalFile() (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("make journal: %w", err)
 	}
-	if err := unix.Ftruncate(fd, journalLen); err != nil {
+	if err := unix.Ftruncate(fd, int64(journalLen)); err != nil {
 		unix.Close(fd)
 		return -1, fmt.Errorf("make journal: %w", err)
 	}
@@ -130,7 +143,7 @@ func mapJournal(fd int) (*journal, error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return nil, fmt.Errorf("map journal: %w", err)
 	}
-	if st.Size != journalLen {
+	if st.Size != int64(journalLen) {
 		return nil, fmt.Errorf("map journal: %d bytes, want %d", st.Size, journalLen)
 	}
 	mem, err := unix.Mmap(fd, 0, journalLen, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
@@ -144,7 +157,69 @@ func mapJournal(fd int) (*journal, error) {
 			j.free = append(j.free, i)
 		}
 	}
+	for _, s := range j.suspects() {
+		j.some = j.some || s.Times > 0
+	}
 	return j, nil
+}
+
+func (j *journal) suspects() []suspect {
+	return unsafe.Slice((*suspect)(unsafe.Pointer(&j.mem[suspectsAt])), suspectMax)
+}
+
+// suspect counts one more worker that ended with the slot's call in hand.
+func (j *journal) suspect(slot int) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.some = true
+	listener, n, all := j.head(slot).Listener, j.at(slot), j.suspects()
+	for i := range all {
+		if s := &all[i]; s.Times > 0 && s.Listener == listener && s.TID == n.PID && s.Nr == n.Nr {
+			s.Times++
+			return
+		}
+	}
+	for i := range all {
+		if all[i].Times == 0 {
+			j.next = i
+			break
+		}
+	}
+	all[j.next%suspectMax] = suspect{listener, n.PID, n.Nr, 1}
+	j.next++
+}
+
+// suspected gives how many workers ended with a call like the slot's in hand.
+func (j *journal) suspected(slot int) uint64 {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if !j.some {
+		return 0
+	}
+	listener, n := j.head(slot).Listener, j.at(slot)
+	for _, s := range j.suspects() {
+		if s.Times > 0 && s.Listener == listener && s.TID == n.PID && s.Nr == n.Nr {
+			return s.Times
+		}
+	}
+	return 0
+}
+
+// clear takes the suspicion from a call like the slot's: it was decided on.
+func (j *journal) clear(slot int) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if !j.some {
+		return
+	}
+	listener, n, all := j.head(slot).Listener, j.at(slot), j.suspects()
+	j.some = false
+	for i := range all {
+		if s := &all[i]; s.Listener == listener && s.TID == n.PID && s.Nr == n.Nr {
+			*s = suspect{}
+		}
+		j.some = j.some || all[i].Times > 0
+	}
 }
 
 func (j *journal) head(slot int) *slotHead {

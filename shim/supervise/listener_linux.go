@@ -147,24 +147,21 @@ func (l *listener) answer(slot int) {
 	<-l.slots
 }
 
-// finish answers what an earlier worker left.
-func (l *listener) finish(slot int) {
-	head := l.w.journal.head(slot)
-	head.Attempts++
-	if head.Attempts > 1 { // it may be what killed them
-		n := *l.w.journal.at(slot)
-		l.sendAnswer(response{ID: n.ID, Error: -int32(unix.EPERM)})
-		l.w.journal.give(slot)
-		l.w.report(l.c, record.Event{Dimension: record.Supervision, Action: "refuse", Object: l.c.verdicts.Name(call(n)),
-			Verdict: record.Denied, Mechanism: "seccomp", Reason: "more than one worker ended while it decided on this call"})
-		return
-	}
-	l.reply(slot)
-}
+// fatal is how many workers may end with the same call in hand.
+const fatal = 2
 
 func (l *listener) reply(slot int) {
 	n := *l.w.journal.at(slot)
-	r := l.decide(&n)
+	var r response
+	if l.w.journal.suspected(slot) >= fatal {
+		r = refuse(unix.EPERM)
+		l.w.report(l.c, record.Event{Dimension: record.Supervision, Action: "refuse", Object: l.c.verdicts.Name(call(n)),
+			Verdict: record.Denied, Mechanism: "seccomp", Reason: "more than one worker ended while it decided on this call",
+			Remedy: "please report this line, with the supervisor's log, as a bug"})
+	} else {
+		r = l.decide(&n)
+	}
+	l.w.journal.clear(slot)
 	r.ID = n.ID
 	l.sendAnswer(r)
 	l.w.journal.give(slot)

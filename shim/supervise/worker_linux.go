@@ -419,19 +419,27 @@ func (w *Worker) adoptListeners() {
 		log.Printf("declarund: take over listener of %s: %v", c.key.ID, err)
 		w.hold.drop(key)
 	}
-	var finishing sync.WaitGroup
+	type who struct {
+		listener uint64
+		tid      uint32
+		nr       int32
+	}
+	counted := map[who]bool{} // an interrupted caller comes back: several slots, one call
 	for _, slot := range w.journal.left() {
 		l := bySerial[w.journal.head(slot).Listener]
 		if l == nil {
 			w.journal.give(slot)
 			continue
 		}
-		finishing.Add(1)
+		n := w.journal.at(slot)
+		if one := (who{l.serial, n.PID, n.Nr}); !counted[one] {
+			counted[one] = true
+			w.journal.suspect(slot)
+		}
 		l.busy.Add(1)
 		go func() {
-			defer finishing.Done()
 			defer l.busy.Done()
-			l.finish(slot)
+			l.reply(slot)
 		}()
 	}
 	for _, l := range bySerial {

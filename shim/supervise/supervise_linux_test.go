@@ -1,0 +1,427 @@
+package supervise
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/declarun/declarun/shim/record"
+	"github.com/declarun/declarun/shim/wire"
+)
+
+func TestCalls(t *testing.T) {
+	w := newWorld(t)
+	_, p := w.container("calls", fakeConfig{Plan: testPlan(record.Enforce), Facts: Facts{Name: "n", Image: "i"}})
+	p.want("getpgid 0", "ok")
+	p.want("getsid", "ok") // needed while starting
+	p.want("chroot", "operation not permitted")
+	p.want("sethostname", "function not implemented")
+	e := w.event("calls", record.Syscalls, "chroot", "chroot")
+	if e.Verdict != record.Denied || e.Name != "n" || e.Image != "i" || e.Mode != record.Enforce || e.Phase != record.Starting ||
+		e.Identity != record.Application || e.Process == nil || e.Process.PID != p.cmd.Process.Pid || e.Process.Exe != w.own || e.Remedy == "" || e.Reason == "" {
+		t.Errorf("event: %+v", e)
+	}
+	// A panic is a refusal, the next is served.
+	p.want(fmt.Sprintf("getpgid %d", argPanic), "operation not permitted")
+	p.want("getpgid 0", "ok")
+	w.event("calls", record.Supervision, "refuse", fmt.Sprintf("call %d", unix.SYS_GETPGID))
+	if s := w.status("calls"); s == nil || s.State != "running" || s.Phase != record.Starting || s.Events[record.Syscalls] != 2 {
+		t.Errorf("status: %+v", s)
+	}
+}
+
+func TestAudit(t *testing.T) {
+	w := newWorld(t)
+	_, p := w.container("audit", fakeConfig{Plan: testPlan(record.Audit)})
+	p.want("chroot", "ok")
+	forbidden := filepath.Join(w.dir, "forbidden")
+	copyProgram(t, "/bin/echo", forbidden)
+	p.want("exec "+forbidden+" hello", "hello")
+	p.want("listen 0.0.0.0 18099", "ok")
+	for _, e := range []record.Event{w.event("audit", record.Syscalls, "chroot", ""), w.event("audit", record.Processes, "execve", forbidden), w.event("audit", record.Network, "listen", "tcp/18099")} {
+		if e.Verdict != record.Observed || e.Mode != record.Audit {
+			t.Errorf("event: %+v", e)
+		}
+	}
+}
+
+func copyProgram(t *testing.T, from, to string) {
+	t.Helper()
+	data, err := os.ReadFile(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(to, data, 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestExec(t *testing.T) {
+	w := newWorld(t)
+	in, p := w.container("exec", fakeConfig{Plan: testPlan(record.Enforce), Facts: Facts{HealthCheck: []string{"/bin/echo", "healthy"}}})
+	forbidden := filepath.Join(w.dir, "forbidden")
+	copyProgram(t, "/bin/echo", forbidden)
+	p.want("exec /bin/echo hello", "hello")
+	p.want("exec "+forbidden+" hello", "operation not permitted")
+	p.want("exec "+w.dir+"/../"+filepath.Base(w.dir)+"/./forbidden", "operation not permitted")
+	p.want("exec "+w.dir+"/absent", "no such file or directory")
+	p.want("execmemfd", "permission denied")
+	link := filepath.Join(w.dir, "innocent")
+	os.Symlink("forbidden", link)
+	p.want("exec "+link, "operation not permitted")
+	os.Chmod(forbidden, 0o644) // the kernel's own refusal is nobody's deviation
+	p.want("exec "+forbidden, "permission denied")
+	os.Chmod(forbidden, 0o755)
+	e := w.event("exec", record.Processes, "execve", forbidden)
+	if e.Verdict != record.Denied || !strings.Contains(e.Reason, "hello") {
+		t.Errorf("event: %+v", e)
+	}
+
+	// The health check is the health check, and everything else is an operator's.
+	announce := func(args ...string) {
+		if a, err := w.call(wire.Request{Operation: wire.Exec, Exec: &wire.ExecRequest{Key: wire.Key{Root: "/run/test", ID: "exec"}, Args: args}}); err != nil || a.Error != "" {
+			t.Fatal(err, a.Error)
+		}
+	}
+	announce("/bin/echo", "healthy")
+	announce("/bin/echo", "by", "hand")
+	if got := in.enter("running", "/bin/echo", "by", "hand").read(); got != "by hand" {
+		t.Error(got)
+	}
+	if got := in.enter("running", "/bin/echo", "healthy").read(); got != "healthy" {
+		t.Error(got)
+	}
+	if got := in.enter("running", "/bin/echo", "unannounced").read(); got != "unannounced" {
+		t.Error(got)
+	}
+	if e := w.event("exec", record.Processes, "exec", "/bin/echo by hand"); e.Verdict != record.Reported || e.Identity != record.Operator || strings.Contains(e.Reason, "did not come") {
+		t.Errorf("event: %+v", e)
+	}
+	if e := w.event("exec", record.Processes, "exec", "/bin/echo unannounced"); !strings.Contains(e.Reason, "did not come") {
+		t.Errorf("event: %+v", e)
+	}
+	if es := w.events(func(e record.Event) bool { return e.Action == "exec" && strings.Contains(e.Object, "healthy") }); len(es) > 0 {
+		t.Errorf("a health check is reported: %+v", es)
+	}
+	announce("/bin/echo", "x")
+	operator := in.enter("running", w.own, "__inside")
+	operator.want("exec "+forbidden+" hello", "hello")
+	operator.want("chroot", "ok")
+	if e := w.event("exec", record.Syscalls, "chroot", ""); e.Verdict != record.Reported || e.Identity != record.Operator {
+		t.Errorf("event: %+v", e)
+	}
+	// …which the application does not inherit.
+	p.want("exec "+forbidden, "operation not permitted")
+}
+
+func TestListen(t *testing.T) {
+	w := newWorld(t)
+	in, p := w.container("listen", fakeConfig{Plan: testPlan(record.Enforce)})
+	p.want("listen 127.0.0.1 0", "ok")
+	p.want("listenunix "+w.dir+"/s", "ok")
+	p.want("listennone", "bad file descriptor")
+	p.want("listenfile", "socket operation on non-socket")
+	p.want("listen 0.0.0.0 18099", "permission denied")
+	p.want("listen 0.0.0.0 -", "permission denied") // bound by listen itself
+	p.want("getsid", "ok")
+	if s := w.status("listen"); s == nil || s.Phase != record.Starting {
+		t.Fatalf("status: %+v", s)
+	}
+	p.want("listen 0.0.0.0 18081", "ok")
+	conn, err := net.Dial("tcp", "127.0.0.1:18081")
+	if err != nil {
+		t.Error(err)
+	} else {
+		conn.Close()
+	}
+	e := w.event("listen", record.Network, "listen", "tcp/18099")
+	if e.Verdict != record.Denied || len(e.Origins) != 1 || e.Origins[0].Text != "EXPOSE 18080" || !strings.Contains(e.Remedy, "EXPOSE 18099") {
+		t.Errorf("event: %+v", e)
+	}
+	// It serves: what only start-up needed is taken away.
+	p.want("getsid", "operation not permitted")
+	p.want("getpgid 0", "ok")
+	if s := w.status("listen"); s == nil || s.Phase != record.Serving {
+		t.Errorf("status: %+v", s)
+	}
+	// Also for a worker that was not there.
+	before := w.ping()
+	unix.Kill(before, unix.SIGKILL)
+	w.must("another worker", func() bool { pid := w.pingOnce(); return pid > 0 && pid != before })
+	p.want("getsid", "operation not permitted")
+	data, _ := os.ReadFile(w.dir + "/guard.log")
+	if strings.Count(string(data), "serving "+in.token) != 2 {
+		t.Errorf("guard log:\n%s", data)
+	}
+}
+
+func TestWorkerKilled(t *testing.T) {
+	w := newWorld(t)
+	in, p := w.container("killed", fakeConfig{Plan: testPlan(record.Enforce)})
+	others := make([]*process, 3)
+	for i := range others {
+		_, others[i] = w.container(fmt.Sprintf("other%d", i), fakeConfig{Plan: testPlan(record.Enforce)})
+	}
+
+	// A call that had been read when the worker was killed is answered by the next.
+	before := w.ping()
+	answer := make(chan string, 1)
+	go func() { answer <- p.do(fmt.Sprintf("getpgid %d", argHang)) }()
+	w.must("a call in hand", func() bool { _, err := os.Stat(w.dir + "/hanging"); return err == nil })
+	os.WriteFile(w.dir+"/nohang", nil, 0o600)
+	unix.Kill(before, unix.SIGKILL)
+	if got := <-answer; got != "no such process" { // getpgid was made: there is no such process
+		t.Errorf("the caller got %q", got)
+	}
+	after := w.ping()
+	if after == before {
+		t.Fatal("the worker was not replaced")
+	}
+	for _, o := range others {
+		o.want("getpgid 0", "ok")
+		o.want("chroot", "operation not permitted")
+	}
+	if s := w.status("killed"); s == nil || s.State != "running" || s.PID != in.init.Process.Pid {
+		t.Errorf("status: %+v", s)
+	}
+	w.event("", record.Supervision, "restart", "supervisor")
+
+	// A call that kills its worker twice is refused.
+	if got := p.do(fmt.Sprintf("getpgid %d", argDie)); got != "operation not permitted" {
+		t.Errorf("the caller got %q", got)
+	}
+	w.event("killed", record.Supervision, "refuse", "getpgid")
+	p.want("getpgid 0", "ok")
+}
+
+func TestMonitorKilled(t *testing.T) {
+	w := newWorld(t)
+	_, p := w.container("orphan", fakeConfig{Plan: testPlan(record.Enforce)})
+	worker, monitor := w.ping(), w.monitor()
+	unix.Kill(monitor, unix.SIGKILL)
+	p.want("getpgid 0", "ok") // nothing stops meanwhile
+	w.must("another monitor", func() bool { pid := w.monitor(); return pid > 0 && pid != monitor })
+	if pid := w.ping(); pid != worker {
+		t.Errorf("worker %d became %d", worker, pid)
+	}
+	// A second supervisor does not start beside it.
+	if err := Monitor(t.Context(), testMonitor(w.dir, false)); err == nil || !strings.Contains(err.Error(), "running already") {
+		t.Errorf("second monitor: %v", err)
+	}
+	// The new one does the old one's work.
+	unix.Kill(worker, unix.SIGKILL)
+	w.must("another worker", func() bool { pid := w.pingOnce(); return pid > 0 && pid != worker })
+	p.want("chroot", "operation not permitted")
+	p.want("getpgid 0", "ok")
+	// …over and over.
+	for range 3 {
+		worker, monitor = w.ping(), w.monitor()
+		unix.Kill(monitor, unix.SIGKILL)
+		w.must("another monitor", func() bool { pid := w.monitor(); return pid > 0 && pid != monitor })
+		unix.Kill(worker, unix.SIGKILL)
+		p.want("getpgid 0", "ok")
+	}
+}
+
+func TestReplaced(t *testing.T) {
+	w := newWorld(t)
+	_, p := w.container("hup", fakeConfig{Plan: testPlan(record.Enforce)})
+	p.want("chroot", "operation not permitted")
+	before := w.ping()
+	unix.Kill(w.monitor(), unix.SIGHUP)
+	w.must("another worker", func() bool { pid := w.pingOnce(); return pid > 0 && pid != before })
+	p.want("getpgid 0", "ok")
+	p.want("chroot", "operation not permitted")
+	if es := w.events(func(e record.Event) bool { return e.Action == "restart" }); len(es) > 0 {
+		t.Errorf("an intended replacement is reported as a crash: %+v", es)
+	}
+	if s := w.status("hup"); s == nil || s.Events[record.Syscalls] != 2 {
+		t.Errorf("counts are lost: %+v", s)
+	}
+}
+
+func TestStopped(t *testing.T) {
+	w := newWorld(t)
+	in, p := w.container("stopped", fakeConfig{Plan: testPlan(record.Enforce)})
+	w.stop()
+	p.want("getpgid 0", "function not implemented") // closed
+	p.want("exec /bin/echo hello", "function not implemented")
+	for _, name := range []string{"declarun.sock", "notify.sock"} {
+		if _, err := os.Lstat(filepath.Join(w.dir, name)); err == nil {
+			t.Errorf("%s is left behind", name)
+		}
+	}
+	// Sockets of a supervisor that was killed are replaced.
+	if ln, err := net.Listen("unix", w.dir+"/declarun.sock"); err == nil {
+		ln.(*net.UnixListener).SetUnlinkOnClose(false)
+		ln.Close()
+	}
+	w.start()
+	if s := w.status("stopped"); s == nil || s.PID != in.init.Process.Pid {
+		t.Errorf("status: %+v", s)
+	}
+	in.kill()
+	w.must("no state of a container that is gone", func() bool { return w.empty() })
+}
+
+func (w *world) empty() bool {
+	entries, _ := os.ReadDir(w.dir + "/state/containers")
+	return len(entries) == 0
+}
+
+func TestNothingIsLeft(t *testing.T) {
+	w := newWorld(t)
+	if _, err := w.prepare("bad", fakeConfig{Error: "no plan"}); err == nil || err.Error() != "no plan" {
+		t.Error(err)
+	}
+	if _, err := w.prepare("bad", fakeConfig{Error: "panic"}); err == nil || !strings.Contains(err.Error(), "own fault") {
+		t.Error(err)
+	}
+	if !w.empty() {
+		t.Error("a plan that could not be made left something")
+	}
+	for _, extra := range []string{`"guard fails"`, `"net fails"`} {
+		token, err := w.prepare("half", fakeConfig{Plan: testPlan(record.Enforce), Facts: Facts{Extra: []byte(extra)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.guard(token, os.Getpid()); err == nil || !strings.Contains(err.Error(), "as asked") {
+			t.Errorf("guard: %v", err)
+		}
+		if !w.empty() {
+			t.Errorf("%s left something", extra)
+		}
+		if err := w.guard(token, os.Getpid()); err == nil {
+			t.Error("a container whose guards failed was guarded later")
+		}
+	}
+	data, _ := os.ReadFile(w.dir + "/guard.log")
+	if !strings.Contains(string(data), "forget") {
+		t.Error("the exec guard was not taken back when the network guard failed")
+	}
+	in, p := w.container("whole", fakeConfig{Plan: testPlan(record.Enforce)})
+	if err := w.guard(in.token, os.Getpid()); err == nil {
+		t.Error("guarded twice")
+	}
+	p.want("getpgid 0", "ok")
+	in.kill()
+	w.must("no state", w.empty)
+	if s := w.status("whole"); s != nil {
+		t.Errorf("status: %+v", s)
+	}
+	token, _ := w.prepare("never", fakeConfig{Plan: testPlan(record.Enforce)})
+	if w.empty() {
+		t.Error("not stored")
+	}
+	if a, err := w.call(wire.Request{Operation: wire.Forget, Forget: &wire.Key{Root: "/run/test", ID: "never"}}); err != nil || a.Error != "" {
+		t.Error(err, a.Error)
+	}
+	if !w.empty() {
+		t.Error("forget left something")
+	}
+	if err := w.guard(token, os.Getpid()); err == nil {
+		t.Error("guarded after forget")
+	}
+}
+
+func TestStrangers(t *testing.T) {
+	w := newWorld(t)
+	// What is not runc's state is refused, and the next one is served.
+	for _, junk := range []string{"", "{", "[]", "null", "{}", strings.Repeat("[", 100000), `{"fds":["seccompFd"],"pid":1,"metadata":"../../etc","state":{"status":"running"}}`} {
+		conn, err := net.Dial("unix", w.dir+"/notify.sock")
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.Write([]byte(junk))
+		conn.(*net.UnixConn).CloseWrite()
+		conn.SetReadDeadline(time.Now().Add(15 * time.Second))
+		if n, err := conn.Read(make([]byte, 1)); n != 0 || err == nil {
+			t.Errorf("%.20q was answered", junk)
+		}
+		conn.Close()
+	}
+	in, p := w.container("known", fakeConfig{Plan: testPlan(record.Enforce)})
+	p.want("getpgid 0", "ok")
+	// A container that nobody prepared gets its descriptor closed: execve fails.
+	stranger := &inside{w: w, token: strings.Repeat("0", 32), init: in.init}
+	if got := stranger.enter("creating", "/bin/echo", "hello").read(); got != "(ended)" {
+		t.Errorf("an unknown container's first program ran: %q", got)
+	}
+	w.event("", record.Supervision, "refuse", "notifications")
+	// …and one that was prepared and never guarded.
+	token, err := w.prepare("unguarded", fakeConfig{Plan: testPlan(record.Enforce)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stranger.token = token
+	if got := stranger.enter("creating", "/bin/echo", "hello").read(); got != "(ended)" {
+		t.Errorf("an unguarded container's first program ran: %q", got)
+	}
+	w.event("unguarded", record.Supervision, "refuse", "notifications")
+	// A descriptor that is no listener.
+	conn, err := net.Dial("unix", w.dir+"/notify.sock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.(*net.UnixConn).WriteMsgUnix([]byte(`{"fds":["seccompFd"],"pid":1,"metadata":"`+in.token+`","state":{"status":"running"}}`), unix.UnixRights(0), nil)
+	w.event("known", record.Supervision, "refuse", "notifications")
+	p.want("getpgid 0", "ok")
+}
+
+func TestHundred(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts a hundred containers")
+	}
+	w := newWorld(t)
+	const count = 100
+	processes := make([]*process, count)
+	var wg sync.WaitGroup
+	for i := range count { // prepared at once
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			if _, err := w.prepare(fmt.Sprintf("p%d", i), fakeConfig{Plan: testPlan(record.Enforce)}); err != nil {
+				t.Error(err)
+			}
+		}()
+	}
+	wg.Wait()
+	for i := range count {
+		_, processes[i] = w.container(fmt.Sprintf("c%d", i), fakeConfig{Plan: testPlan(record.Enforce)})
+	}
+	for range 3 {
+		for _, p := range processes {
+			wg.Add(1)
+			go func() {
+				defer wg.Done()
+				if got := p.do("getpgid 0"); got != "ok" {
+					t.Error(got)
+				}
+				if got := p.do("chroot"); got != "operation not permitted" {
+					t.Error(got)
+				}
+			}()
+		}
+		wg.Wait()
+	}
+	threads, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", w.ping()))
+	if len(threads) > 60 {
+		t.Errorf("%d threads for %d listeners", len(threads), count)
+	}
+	before := w.ping()
+	unix.Kill(before, unix.SIGKILL)
+	for _, p := range processes {
+		p.want("chroot", "operation not permitted")
+	}
+	if a, err := w.call(wire.Request{Operation: wire.Status, Status: &wire.StatusRequest{Container: "c"}}); err != nil || len(a.Status) != count {
+		t.Errorf("%v, %d containers", err, len(a.Status))
+	}
+}
