@@ -63,7 +63,7 @@ func (c *Config) EffectiveModes(d *declared.Declared) (map[record.Dimension]reco
 	}
 	for _, dim := range record.Dimensions() {
 		value, from := operatorMode(d, dim)
-		if value == "" {
+		if from == "" {
 			continue
 		}
 		m, err := record.ParseMode(value)
