@@ -5,8 +5,6 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
-
-	"github.com/declarun/declarun/seccompgen/sysno"
 )
 
 // Rule is what the engine's profile says about one call, ready to be asked
@@ -147,7 +145,7 @@ func parseProfile(p *specs.LinuxSeccomp) (*profile, error) {
 		for _, name := range s.Names {
 			out.names = append(out.names, name)
 			for arch := range scmpArches {
-				if nr, ok := sysno.Number(arch, name); ok {
+				if nr, ok := number(arch, name); ok {
 					out.top[arch] = max(out.top[arch], nr)
 				}
 			}

@@ -36,7 +36,6 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"github.com/declarun/declarun/seccompgen/sysno"
 	"github.com/declarun/declarun/shim/plan"
 	"github.com/declarun/declarun/shim/record"
 )
@@ -52,7 +51,10 @@ type Input struct {
 	// Engine is the engine's own profile. nil: it gave none, so it refuses
 	// nothing; whether that is accepted is the caller's decision.
 	Engine *specs.LinuxSeccomp
-	Has32  bool // the image has 32-bit programs
+	// Has32: the image has 32-bit programs. Their calls behind the multiplexers
+	// socketcall and ipc are allowed in the kernel if the plan needs them and
+	// refused otherwise; only Widened opens the multiplexers as a whole.
+	Has32 bool
 	// RuncVersion is for the record only: before the first execve everything
 	// that the engine allows is continued, whatever the version.
 	RuncVersion     string
@@ -143,14 +145,15 @@ func Build(in Input) (*specs.LinuxSeccomp, *Verdicts, error) {
 // only where the engine's profile covers them.
 func arches(in Input) ([]string, error) {
 	native, ok := scmpArches[in.Arch]
-	if !ok || sysno.All(in.Arch) == nil {
+	if !ok || names(in.Arch) == nil {
 		return nil, fmt.Errorf("architecture %q has no table of system calls", in.Arch)
 	}
 	out := []string{in.Arch}
 	if e := in.Engine; e != nil && len(e.Architectures) > 0 && !slices.Contains(e.Architectures, native) {
 		return nil, fmt.Errorf("the engine's seccomp profile does not cover %s", native)
 	}
-	if h := half[in.Arch]; in.Has32 && h != "" {
+	// Outside the filter's architectures a call kills; audit kills nothing.
+	if h := half[in.Arch]; h != "" && (in.Has32 || in.Mode == record.Audit) {
 		if in.Engine == nil || slices.Contains(in.Engine.Architectures, scmpArches[h]) {
 			out = append(out, h)
 		}
@@ -192,29 +195,20 @@ func newBuilder(in Input, engine *profile, arches []string) *builder {
 	return b
 }
 
-// names lists every call that the filter can say something about: all that the
-// tables know, and where an architecture has no table what plan and engine name.
+// names lists every call that the filter can say something about.
 func (b *builder) names() []string {
 	var all []string
-	tables := true
 	for _, a := range b.arches {
-		names := sysno.All(a)
-		tables = tables && names != nil
-		all = append(all, names...)
-	}
-	if !tables {
-		for n := range b.plan {
-			all = append(all, n)
-		}
-		all = append(all, b.engine.names...)
-		all = append(all, always...)
+		all = append(all, names(a)...)
 	}
 	slices.Sort(all)
 	all = slices.Compact(all)
 	if len(b.arches) > 1 {
 		// On 32-bit x86, libseccomp derives the rules of the multiplexers from
 		// those of the calls behind them. A rule of their own would open all.
-		all = slices.DeleteFunc(all, func(n string) bool { return (n == "socketcall" || n == "ipc") && !b.in.Widened })
+		if !b.in.Widened && b.in.Mode != record.Audit {
+			all = slices.DeleteFunc(all, func(n string) bool { return n == "socketcall" || n == "ipc" })
+		}
 	}
 	return all
 }
@@ -284,7 +278,7 @@ func (b *builder) add(name string) {
 
 func (b *builder) errno(name string) int32 {
 	nr := -1
-	if n, ok := sysno.Number(b.in.Arch, name); ok {
+	if n, ok := number(b.in.Arch, name); ok {
 		nr = n
 	}
 	return b.engine.refusalErrno(b.in.Arch, name, nr)
@@ -334,9 +328,9 @@ func (b *builder) profile() *specs.LinuxSeccomp {
 func (b *builder) verdicts() *Verdicts {
 	v := &Verdicts{Arch: b.in.Arch, Entries: make(map[string][]Entry), Unknown: b.unknown, Widened: b.in.Widened}
 	for _, a := range b.arches {
-		for _, name := range sysno.All(a) {
+		for _, name := range names(a) {
 			class, ok := b.classes[name]
-			nr, has := sysno.Number(a, name)
+			nr, has := number(a, name)
 			if !ok || !has {
 				continue
 			}

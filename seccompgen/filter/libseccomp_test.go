@@ -416,9 +416,79 @@ func Test32Bit(t *testing.T) {
 			t.Errorf("%s: %#x, want %#x", claim, got, row.want)
 		}
 	}
+	_, v := build(t, in)
+	app := Caller{Identity: record.Application, Phase: record.Starting, Mode: record.Enforce}
+	for nr, want := range map[int]bool{11: true, 26: false, 102: false} { // execve, ptrace, socketcall
+		if d := v.Judge(Call{AuditArch: unix.AUDIT_ARCH_I386, Nr: nr}, app); d.Continue != want || d.Report == want {
+			t.Errorf("32-bit call %d: %+v", nr, d)
+		}
+	}
+	in.Widened = true
+	p, v = build(t, in)
+	prog = load(t, p)
+	if got := prog.run(t, unix.AUDIT_ARCH_I386, 102, [6]uint64{13}); got != retAllow {
+		t.Errorf("widened: socketcall %#x", got)
+	}
+	if d := v.Judge(Call{AuditArch: unix.AUDIT_ARCH_I386, Nr: 11}, app); !d.Continue {
+		t.Errorf("widened: 32-bit execve %+v", d)
+	}
+	in.Widened = false
 	in.Engine.Architectures = []specs.Arch{specs.ArchX86_64}
 	if p, _ = build(t, in); len(p.Architectures) != 1 {
 		t.Errorf("the engine does not cover 32-bit calls, the filter does: %v", p.Architectures)
+	}
+}
+
+func TestAuditStopsNo32BitCallThatTheEngineAllows(t *testing.T) {
+	in := input(t)
+	in.Mode = record.Audit
+	p, v := build(t, in)
+	prog := load(t, p)
+	engine, err := parseProfile(in.Engine)
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := 0
+	for _, name := range names("386") {
+		nr, _ := number("386", name)
+		if _, err := libseccomp.GetSyscallFromNameByArch(name, libseccomp.ArchX86); err != nil || !engine.rule(name).Always() {
+			continue
+		}
+		switch got := prog.run(t, unix.AUDIT_ARCH_I386, nr, [6]uint64{}); got {
+		case retAllow:
+		case retNotify:
+			asked++
+			if d := v.Judge(Call{AuditArch: unix.AUDIT_ARCH_I386, Nr: nr}, Caller{Identity: record.Application, Phase: record.Serving, Mode: record.Audit}); !d.Continue {
+				t.Errorf("%s: %+v", name, d)
+			}
+		default:
+			t.Errorf("%s: %#x", name, got)
+		}
+	}
+	if asked < 200 {
+		t.Errorf("only %d calls asked for", asked)
+	}
+}
+
+func TestTablesAreLibseccomps(t *testing.T) {
+	for arch, scmp := range map[string]libseccomp.ScmpArch{"amd64": libseccomp.ArchAMD64, "arm64": libseccomp.ArchARM64, "386": libseccomp.ArchX86, "arm": libseccomp.ArchARM} {
+		same := 0
+		for _, name := range names(arch) {
+			theirs, err := libseccomp.GetSyscallFromNameByArch(name, scmp)
+			if err != nil {
+				continue // newer than the library
+			}
+			if theirs < 0 {
+				continue // reached through a multiplexer too, which libseccomp has pseudo numbers for
+			}
+			if ours, _ := number(arch, name); ours != int(theirs) {
+				t.Errorf("%s %s: %d, libseccomp says %d", arch, name, ours, theirs)
+			}
+			same++
+		}
+		if same < 280 {
+			t.Errorf("%s: only %d names in common", arch, same)
+		}
 	}
 }
 
