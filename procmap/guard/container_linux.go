@@ -353,7 +353,23 @@ func (c *container) openUpper(upper string) error {
 		c.upper = os.NewFile(uintptr(fd), dir)
 		return nil
 	}
-	return fmt.Errorf("find upper directory %q of the container's overlay: none of %d candidates is it", upper, len(candidates))
+	return &UpperError{Upper: upper, Tried: candidates}
+}
+
+// UpperError says that an overlay's upper directory was not found, so that nobody
+// can tell what was written after the image was made.
+type UpperError struct {
+	Upper string // as mountinfo has it
+	Tried []string
+}
+
+func (e *UpperError) Error() string {
+	return fmt.Sprintf("find upper directory %q of the container's overlay: not at any of %d places", e.Upper, len(e.Tried))
+}
+
+// Remedy says what to do.
+func (e *UpperError) Remedy() string {
+	return "run the supervisor in the mount namespace of the engine that mounted the container's root"
 }
 
 // isUpper: the overlay shows the times and the mode of the upper root as its own.

@@ -194,16 +194,18 @@ func (g *Guard) Run(ctx context.Context, decide func(Exec) Decision) error {
 		if ctx.Err() != nil {
 			return nil
 		}
+		// Polled first: whether a read blocks is up to everybody who holds the group.
+		poll := []unix.PollFd{{Fd: int32(g.fd), Events: unix.POLLIN}, {Fd: int32(wake), Events: unix.POLLIN}}
+		if _, err := unix.Poll(poll, -1); err != nil && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("poll exec guard: %w", err)
+		}
+		if poll[0].Revents == 0 {
+			continue
+		}
 		n, err := unix.Read(g.fd, buf)
 		switch {
 		case err == nil:
-		case errors.Is(err, unix.EAGAIN):
-			poll := []unix.PollFd{{Fd: int32(g.fd), Events: unix.POLLIN}, {Fd: int32(wake), Events: unix.POLLIN}}
-			if _, err := unix.Poll(poll, -1); err != nil && !errors.Is(err, unix.EINTR) {
-				return fmt.Errorf("poll exec guard: %w", err)
-			}
-			continue
-		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
 			continue
 		case errors.Is(err, unix.EBADF), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EFAULT):
 			return fmt.Errorf("read exec guard: %w", err)

@@ -32,6 +32,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 2 && os.Args[1] == "inmate" {
 		os.Exit(inmate(os.Args[2], os.Args[3], os.Args[4:]))
 	}
+	if len(os.Args) > 2 && os.Args[1] == "reader" {
+		os.Exit(reader(os.Args[2]))
+	}
 	if os.Geteuid() == 0 && os.Getenv("GUARD_TEST_NAMESPACE") == "" {
 		cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 		cmd.Env = append(os.Environ(), "GUARD_TEST_NAMESPACE=1")
@@ -71,6 +74,26 @@ func inmate(how, root string, args []string) int {
 			return fail(fmt.Errorf("bind: %w", err))
 		}
 		how, args = "exec", append([]string{"/mnt/bound"}, args[1:]...)
+	}
+	if how == "pivot" { // as runc does: the guard is set between the mounts and the pivot
+		if err := errors.Join(
+			unix.Unshare(unix.CLONE_NEWNS),
+			unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""),
+			unix.Mount(root, root, "", unix.MS_BIND|unix.MS_REC, ""),
+		); err != nil {
+			return fail(err)
+		}
+		fmt.Println("ready")
+		os.Stdin.Read(make([]byte, 1))
+		if err := errors.Join(
+			unix.Chdir(root),
+			unix.PivotRoot(".", "."),
+			unix.Unmount(".", unix.MNT_DETACH),
+			unix.Mount("", "/", "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""),
+		); err != nil {
+			return fail(err)
+		}
+		root, how = "/", "exec"
 	}
 	if err := unix.Chroot(root); err != nil {
 		return fail(err)
@@ -767,6 +790,220 @@ func TestTakeover(t *testing.T) {
 	w.start(t)
 	want(t, "the next reader allows what the plan has", j.do(t, "exec", "/bin/true"), 0)
 	want(t, "and nothing else", j.do(t, "exec", "/bin/cat"), refused)
+}
+
+// reader is another process that reads the group (descriptor 3), allows what
+// the plan has, says so, and falls silent over anything else.
+func reader(root string) int {
+	g, err := FromFile(os.NewFile(3, "fanotify"))
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	fd, err := unix.Open(root, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	if err := g.Watch(Container{ID: "c", PID: os.Getpid(), Root: os.NewFile(uintptr(fd), root), Application: []Program{{Path: "/bin/true"}}}); err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	fmt.Println("ready")
+	g.Run(context.Background(), func(e Exec) Decision {
+		d := Judge(e, Who{})
+		if !d.Allow {
+			fmt.Println("silent")
+			select {}
+		}
+		return d
+	})
+	return 0
+}
+
+func TestReaderKilledAndReplaced(t *testing.T) {
+	need.Fanotify(t)
+	g, err := Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	j := overlay(t, image(t), true)
+	for round := range 2 {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command("/proc/self/exe", "reader", j.root)
+		cmd.Stdout, cmd.Stderr = w, os.Stderr
+		cmd.ExtraFiles = []*os.File{g.File()}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		w.Close()
+		line := func(want string) {
+			t.Helper()
+			r.SetReadDeadline(time.Now().Add(30 * time.Second))
+			buf := make([]byte, 200)
+			n, err := r.Read(buf)
+			if got := strings.TrimSpace(string(buf[:n])); got != want {
+				t.Fatalf("round %d: reader says %q (%v), want %q", round, got, err, want)
+			}
+		}
+		line("ready")
+		want(t, "the other process allows what the plan has", j.do(t, "exec", "/bin/true"), 0)
+		status := make(chan int, 2)
+		go func() { status <- j.do(t, "exec", "/bin/cat") }()
+		line("silent")
+		cmd.Process.Kill()
+		cmd.Wait()
+		r.Close()
+		go func() { status <- j.do(t, "exec", "/bin/echo") }() // nobody reads: it waits
+		select {
+		case got := <-status:
+			t.Errorf("round %d: an execution was answered (%d) although nobody could", round, got)
+		case <-time.After(200 * time.Millisecond):
+		}
+		if n := g.SweepPending(nil); n != 1 {
+			t.Errorf("round %d: swept %d, want 1", round, n)
+		}
+		want(t, "what was in the dead reader's hand is refused", <-status, refused)
+		w2 := &warden{Guard: g}
+		if err := g.Watch(Container{ID: "c", PID: os.Getpid(), Root: openPath(t, j.root), Application: []Program{{Path: "/bin/true"}}}); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error)
+		go func() { done <- g.Run(ctx, w2.decide) }()
+		want(t, "what waited is refused by the next reader", <-status, refused)
+		cancel()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		g.Forget("c")
+	}
+	g.Close()
+}
+
+func TestUpperDirectoryGivenRelative(t *testing.T) {
+	w := guarded(t)
+	lower := image(t)
+	base := t.TempDir()
+	for _, d := range []string{"id", "id/diff", "id/work", "id/merged"} {
+		os.Mkdir(base+"/"+d, 0o755)
+	}
+	t.Chdir(base)
+	if err := unix.Mount("overlay", base+"/id/merged", "overlay", 0, "lowerdir="+lower+",upperdir=id/diff,workdir=id/work"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(base+"/id/merged", unix.MNT_DETACH) })
+	t.Chdir("/")
+	j := jail{root: base + "/id/merged"}
+	w.watch(t, "c", j, nil)
+	want(t, "as the image has it", j.do(t, "exec", "/bin/true"), 0)
+	os.Chmod(j.root+"/bin/true", 0o700)
+	want(t, "changed", j.do(t, "exec", "/bin/true"), refused)
+
+	w.Forget("c")
+	c := Container{ID: "c", PID: os.Getpid(), Root: openPath(t, j.root), Upper: t.TempDir()}
+	var hint interface{ Remedy() string }
+	if err := w.Watch(c); !errors.As(err, &hint) || hint.Remedy() == "" {
+		t.Errorf("a directory that is not the upper one: got %v", err)
+	}
+}
+
+func TestHardLinksInTheImage(t *testing.T) {
+	w := guarded(t)
+	lower := image(t)
+	if err := os.Link(lower+"/bin/true", lower+"/bin/same"); err != nil {
+		t.Fatal(err)
+	}
+	j := overlay(t, lower, false)
+	w.watch(t, "c", j, nil)
+	want(t, "another name of the same file is the same program", j.do(t, "exec", "/bin/same"), 0)
+	f, err := os.OpenFile(j.root+"/bin/same", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.WriteAt([]byte{0}, 200)
+	f.Close()
+	want(t, "until it is written to", j.do(t, "exec", "/bin/same"), refused)
+	want(t, "which does not touch the program", j.do(t, "exec", "/bin/true"), 0)
+}
+
+// A store through a shared mapping raises no event that resets an ignore mark.
+func TestMappedStoreIntoAnAllowedProgram(t *testing.T) {
+	w := guarded(t)
+	j := overlay(t, image(t), false)
+	w.watch(t, "c", j, nil)
+	want(t, "before", j.do(t, "loop", "3", "/bin/true"), 0)
+	f, err := os.OpenFile(j.root+"/bin/true", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := unix.Mmap(int(f.Fd()), 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[200]++
+	unix.Munmap(b)
+	f.Close()
+	want(t, "after", j.do(t, "exec", "/bin/true"), refused)
+}
+
+func TestSetBeforeThePivot(t *testing.T) {
+	w := guarded(t)
+	for _, row := range []struct {
+		claim, path string
+		who         record.Identity
+		want        int
+	}{
+		{"a program of the plan runs", "/bin/true", record.Application, 0},
+		{"another does not", "/bin/cat", record.Application, refused},
+		{"an operator runs what is in the image", "/bin/echo", record.Operator, 0},
+		{"and nothing written later", "/tmp/new", record.Operator, refused},
+	} {
+		for _, kind := range []string{"overlay", "bare"} {
+			lower := image(t)
+			time.Sleep(20 * time.Millisecond)
+			j := bare(t, lower)
+			if kind == "overlay" {
+				j = overlay(t, lower, false)
+			}
+			created := time.Now()
+			time.Sleep(20 * time.Millisecond)
+			copyFile(t, j.merged+"/tmp/new", "/bin/true")
+			cmd := exec.Command("/proc/self/exe", "inmate", "pivot", j.merged, row.path)
+			in, err := cmd.StdinPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			out, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			buf := make([]byte, 100)
+			if n, _ := out.Read(buf); string(buf[:n]) != "ready\n" {
+				t.Fatalf("inmate says %q", buf[:n])
+			}
+			w.watch(t, kind, j, func(c *Container) {
+				c.PID, c.Created = cmd.Process.Pid, created
+				c.Root = openPath(t, fmt.Sprintf("/proc/%d/root%s", cmd.Process.Pid, j.merged))
+			})
+			w.as(row.who, record.Serving)
+			w.events()
+			in.Write([]byte{1})
+			io.Copy(io.Discard, out)
+			cmd.Wait()
+			want(t, kind+": "+row.claim, cmd.ProcessState.ExitCode(), row.want)
+			if e := w.events(); len(e) == 0 || e[0].Path != row.path || e[0].ContainerID != kind {
+				t.Errorf("%s: %s: got events %+v", kind, row.claim, e)
+			}
+			w.Forget(kind)
+		}
+	}
 }
 
 func TestFromFileWantsAGroup(t *testing.T) {
