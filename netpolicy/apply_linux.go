@@ -603,6 +603,35 @@ func (t *Table) recall() error {
 	return nil
 }
 
+// Refused counts the packets that no rule accepted since the rules were made,
+// reported or not. In audit mode they went through.
+func (t *Table) Refused() (in, forward, out uint64, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	c, err := t.read()
+	if err != nil {
+		return 0, 0, 0, fmt.Errorf("count refusals: %w", err)
+	}
+	count := func(chain string) (n uint64) {
+		rules := c.rules[chain]
+		logged := -1 // the last: copies of DNS answers may be logged before
+		for i, r := range rules {
+			if slices.ContainsFunc(r.Exprs, func(e expr.Any) bool { _, ok := e.(*expr.Log); return ok }) {
+				logged = i
+			}
+		}
+		for _, r := range rules[logged+1:] {
+			for _, e := range r.Exprs {
+				if counter, ok := e.(*expr.Counter); ok && logged >= 0 {
+					n += counter.Packets
+				}
+			}
+		}
+		return n
+	}
+	return count("input"), count("forward"), count("output"), nil
+}
+
 // NameOf tells which declared name an address was learnt for, if any.
 func (t *Table) NameOf(addr netip.Addr) string {
 	t.mu.Lock()
