@@ -34,12 +34,12 @@ const goCalls = `read write close openat fstat newfstatat fcntl mmap munmap mpro
 
 // judge is the smallest supervisor: one container, always starting.
 type judge struct {
-	verdicts *filter.Verdicts
-	mode     record.Mode
-	mu       sync.Mutex
-	reported []string
-	beforeExec,
-	total int
+	verdicts   *filter.Verdicts
+	mode       record.Mode
+	mu         sync.Mutex
+	reported   []string
+	beforeExec []string
+	total      int
 }
 
 func (j *judge) serve(l *net.UnixListener) {
@@ -100,7 +100,7 @@ func (j *judge) answer(fd, pid int) {
 		j.mu.Lock()
 		j.total++
 		if before {
-			j.beforeExec++
+			j.beforeExec = append(j.beforeExec, d.Name)
 		}
 		if d.Report {
 			j.reported = append(j.reported, fmt.Sprintf("%s %s", d.Name, d.Verdict))
@@ -250,7 +250,13 @@ func runContainer(t *testing.T, runc string, image []byte, mode record.Mode, nnp
 	if t.Failed() {
 		t.Logf("%s", got)
 	}
-	t.Logf("%d notifications, %d of them before the first execve", j.total, j.beforeExec)
+	t.Logf("%d notifications, %d of them before the first execve", j.total, len(j.beforeExec))
+	slices.Sort(j.beforeExec)
+	for _, name := range slices.Compact(j.beforeExec) {
+		if !slices.ContainsFunc(filter.RuntimeNeeds("", nnp), func(s plan.Syscall) bool { return s.Name == name }) {
+			t.Errorf("runc calls %s, which the table of its needs does not have", name)
+		}
+	}
 	if _, err := os.Stat(filepath.Join(root, "tmp/x")); err != nil {
 		t.Errorf("what is written to a self-bound directory is not in the container's layer: %v", err)
 	}
