@@ -108,7 +108,7 @@ type Instruction struct {
 	Keyword    string    `json:"keyword"`   // "RUN", "EXPOSE", "COPY"…; "" if it could not be told
 	Arguments  string    `json:"arguments"` // the rest, with /bin/sh -c and build-args prefixes removed
 	EmptyLayer bool      `json:"empty_layer,omitempty"`
-	Raw        string    `json:"raw"` // created_by, at most 64 KiB of it
+	Raw        string    `json:"raw"`            // created_by, at most 64 KiB of it
 	Line       int       `json:"line,omitempty"` // of the Dockerfile, for ParseDockerfile
 }
 

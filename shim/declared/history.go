@@ -14,9 +14,9 @@ import (
 )
 
 const (
-	maxHistory     = 10_000    // entries; more is not an image
-	maxInstruction = 64 << 10  // bytes of one created_by that are kept
-	maxDockerfile  = 1 << 20   // bytes
+	maxHistory     = 10_000   // entries; more is not an image
+	maxInstruction = 64 << 10 // bytes of one created_by that are kept
+	maxDockerfile  = 1 << 20  // bytes
 )
 
 // Origin names the instruction as the source of a plan entry.

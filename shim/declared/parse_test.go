@@ -297,7 +297,6 @@ func FuzzFromImageConfig(f *testing.F) {
 // Whatever is in Docker's files and config.json, the answer is an error or a
 // whole declaration.
 func FuzzDockerFiles(f *testing.F) {
-	const id = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 	cases, _ := filepath.Glob("testdata/docker/cases/*")
 	if len(cases) == 0 {
 		f.Fatal("no seeds")
@@ -311,8 +310,6 @@ func FuzzDockerFiles(f *testing.F) {
 		}
 		f.Add(b[0], b[1], b[2])
 	}
-	var spec ociSpec
-	must(f, json.Unmarshal([]byte(`{"linux":{}}`), &spec))
 	f.Fuzz(func(t *testing.T, config, container, host []byte) {
 		if d, s, err := fromConfig(config, Options{HostNetwork: "/nonexistent"}); err == nil {
 			var c containerFile
