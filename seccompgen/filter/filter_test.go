@@ -452,3 +452,50 @@ func BenchmarkBuild(b *testing.B) {
 	b.ReportMetric(float64(rules), "rules")
 	b.ReportMetric(float64(len(v.Names(Allowed, AllowedByArgument))), "allowed")
 }
+
+// FuzzBuild: whatever an engine writes, nothing panics, and nothing is let
+// through that its profile refuses.
+func FuzzBuild(f *testing.F) {
+	for _, name := range []string{"docker-20.10", "docker-20.10-sys_admin"} {
+		b, err := os.ReadFile("testdata/" + name + ".json")
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b, true)
+	}
+	f.Add([]byte(`{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["ptrace","write"],"action":"SCMP_ACT_ERRNO","errnoRet":0,"args":[{"index":1,"value":7,"op":"SCMP_CMP_LT"}]}]}`), false)
+	f.Add([]byte(`{"defaultAction":"SCMP_ACT_ERRNO","defaultErrnoRet":70000,"syscalls":[{"names":["socket"],"action":"SCMP_ACT_LOG","args":[{"index":5,"value":18446744073709551615,"valueTwo":1,"op":"SCMP_CMP_MASKED_EQ"}]}]}`), true)
+	f.Fuzz(func(t *testing.T, raw []byte, widened bool) {
+		engine := new(specs.LinuxSeccomp)
+		if json.Unmarshal(raw, engine) != nil {
+			return
+		}
+		in := Input{Arch: "amd64", Allow: server(), Widened: widened, Engine: engine, Mode: record.Audit, ListenerPath: "/s"}
+		p, v, err := Build(in)
+		if err != nil {
+			return
+		}
+		for _, s := range p.Syscalls {
+			if s.Action == specs.ActNotify && slices.Contains(s.Names, "write") {
+				t.Fatal("write is notified")
+			}
+		}
+		parsed, err := parseProfile(engine)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range v.Entries["amd64"] {
+			for _, a := range []uint64{0, 7, 40} {
+				args := [6]uint64{a, a, a, a, a, a}
+				for _, by := range []Caller{{BeforeExec: true}, {Identity: record.Operator}, {Mode: record.Audit}} {
+					if d := v.Judge(Call{Nr: e.Nr, Args: args}, by); d.Continue && !parsed.rule(e.Name).allows(args) {
+						t.Fatalf("%s(%d): %+v, the engine refuses", e.Name, a, d)
+					}
+				}
+			}
+			if a, _ := action(p, e.Name); a == specs.ActAllow && !parsed.rule(e.Name).Always() {
+				t.Fatalf("%s: allowed, the engine refuses some", e.Name)
+			}
+		}
+	})
+}
