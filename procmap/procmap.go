@@ -274,7 +274,9 @@ func (b *builder) healthCheck() {
 
 // operatorMounts enters what an operator's read-only mounts bring, and what
 // writable ones bring where the operator said exec. Shells and interpreters
-// are left out: they are entered when something declared runs them.
+// are left out: they are entered when something declared runs them. Scripts
+// that nothing declared runs may run while starting only: to keep their
+// interpreter for good would give a shell to whoever breaks in.
 func (b *builder) operatorMounts() {
 	const most = 512
 	for _, m := range b.view.mounts {
@@ -294,8 +296,14 @@ func (b *builder) operatorMounts() {
 			if err != nil || o.mount != m || isShell(path.Base(name)) || isInterpreter(path.Base(name)) {
 				continue
 			}
+			if b.processes[processKey{o.path, record.Application}] != nil {
+				continue // something declared runs it, and says in which phase
+			}
 			r := &run{identity: record.Application, phase: record.Serving, depth: maxDepth - 3, origins: []record.Origin{m.m.Origin},
 				argv: []string{o.path}, vars: environment(b.d.Process.Env), cwd: "/"}
+			if !b.isELF(o) {
+				r.phase = record.Starting
+			}
 			if err := b.follow(r); err != nil {
 				b.note(record.Processes, "mount %s: %v", m.dest, err)
 			}

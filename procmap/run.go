@@ -219,6 +219,17 @@ func (b *builder) object(o *object, r *run) error {
 	return b.follow(c)
 }
 
+func (b *builder) isELF(o *object) bool {
+	f, err := b.view.open(o)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	var head [4]byte
+	_, err = f.ReadAt(head[:], 0)
+	return err == nil && string(head[:]) == "\x7fELF"
+}
+
 // scriptPhase is the phase of a script's own exec: it is opened once, when the
 // chain reaches it.
 func (b *builder) scriptPhase(r *run) record.Phase {

@@ -305,7 +305,7 @@ func (s *script) stmt(x *syntax.Stmt, st *state, next flow, c place) {
 	defer func() { s.nest--; s.here, s.inLoop = here, loop }()
 
 	if len(x.Redirs) > 0 {
-		if in := s.redirects(x, st); in != nil {
+		if in := s.redirects(x, st, c); in != nil {
 			c.in = in
 		}
 	}
@@ -381,7 +381,8 @@ func (s *script) arithm(e syntax.ArithmExpr, st *state) {
 }
 
 // redirects records what is written to and gives what standard input is.
-func (s *script) redirects(x *syntax.Stmt, st *state) *input {
+func (s *script) redirects(x *syntax.Stmt, st *state, c place) *input {
+	c.back = c.back || x.Background
 	var in *input
 	for _, r := range x.Redirs {
 		fd := ""
@@ -432,16 +433,12 @@ func (s *script) redirects(x *syntax.Stmt, st *state) *input {
 		default: // every other one writes
 			for _, f := range s.word(r.Word, st, false) {
 				for _, t := range f {
-					s.target(x, st, t, file)
+					s.b.target(s.child(nil, st, x, c, s.here), t, file)
 				}
 			}
 		}
 	}
 	return in
-}
-
-func (s *script) target(n syntax.Node, st *state, p string, k kind) {
-	s.b.target(s.child(nil, st, n, place{}, falls), p, k)
 }
 
 // child is the run of a command that stands at n.
@@ -887,6 +884,7 @@ func (s *script) dot(args []string, n syntax.Node, st *state, next flow, c place
 	for _, o := range files {
 		key := ". " + o.path
 		if s.busy[key]++; s.busy[key] > 16 {
+			s.b.note(record.Processes, "%s is sourced more often than it is followed", o.path)
 			continue
 		}
 		data, err := o.root.ReadFile(o.name, maxSource)
