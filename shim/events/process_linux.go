@@ -58,7 +58,11 @@ func describe(proc string, pid int) *record.Process {
 	p.Exe, _ = os.Readlink(dir + "/exe")
 	p.Exe = strings.TrimSuffix(p.Exe, " (deleted)")
 	p.Comm = strings.TrimRight(string(readSome(dir+"/comm", 64)), "\n")
-	for arg := range bytes.SplitSeq(bytes.TrimRight(readSome(dir+"/cmdline", maxCmdline), "\x00"), []byte{0}) {
+	cmdline := bytes.TrimRight(readSome(dir+"/cmdline", maxCmdline), "\x00")
+	if len(cmdline) == 0 {
+		return p
+	}
+	for arg := range bytes.SplitSeq(cmdline, []byte{0}) {
 		if len(p.Argv) == 64 {
 			break
 		}

@@ -58,6 +58,8 @@ func TestMain(m *testing.M) {
 		fail(ForbidMemfdExec())
 	case "__container":
 		fail(container1(os.Args[2:]))
+	case "__hook":
+		fail(testHook(os.Args[2], os.Args[3]))
 	case "__inside":
 		fail(container2())
 	}
