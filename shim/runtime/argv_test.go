@@ -176,7 +176,7 @@ var vocabulary = strings.Fields(`create run restore exec delete state c1 c2 - --
 func TestParseAgainstRuncsParserOnRandomLines(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	acted := 0
-	for range 20_000 {
+	for range 10_000 {
 		args := make([]string, 1+r.IntN(7))
 		for i := range args {
 			args[i] = vocabulary[r.IntN(len(vocabulary))]
@@ -189,7 +189,7 @@ func TestParseAgainstRuncsParserOnRandomLines(t *testing.T) {
 		}
 		holdToOracle(t, args)
 	}
-	if acted < 400 {
+	if acted < 200 {
 		t.Errorf("only %d lines made runc act: the test tests nothing", acted)
 	}
 }

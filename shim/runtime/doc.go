@@ -15,8 +15,8 @@
 //     by the createRuntime hook once runc has read it (see claim).
 //
 // It does not guarantee that a signal other than SIGHUP and SIGINT that was
-// ignored stays ignored in runc's own process: the Go runtime of both programs
-// takes them over. Containers are not affected.
+// ignored, or SIGCHLD and the few others that the Go runtime unblocks for itself,
+// reach runc like that; runc's own Go runtime would do the same to them.
 //
 // Sources: runc 1.1.5 and 1.5.1; containerd/go-runc; moby
 // daemon/info_unix.go, parseRuntimeVersion (the last line with "version" in it

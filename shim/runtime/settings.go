@@ -49,7 +49,7 @@ func loadSettings(file string) (settings, error) {
 	return s, nil
 }
 
-const settingLine = `^\s*["']?(runc|socket|state-dir|log-file|on-failure)["']?\s*=\s*(.*?)\s*$`
+const settingLine = `^\s*(?:(KEY)|"(KEY)"|'(KEY)')\s*=\s*(.*?)\s*$`
 
 // parseSettings understands strings on one line before the first table, and
 // refuses anything else under one of its keys: a value that is silently not the
@@ -60,7 +60,7 @@ func parseSettings(content string) (settings, error) {
 		s.socket = path.Join(s.stateDir, "declarun.sock")
 		return s, nil
 	}
-	pattern := regexp.MustCompile(settingLine)
+	pattern := regexp.MustCompile(strings.ReplaceAll(settingLine, "KEY", "runc|socket|state-dir|log-file|on-failure"))
 	for line := range strings.Lines(content) {
 		if strings.HasPrefix(strings.TrimSpace(line), "[") {
 			break
@@ -69,11 +69,12 @@ func parseSettings(content string) (settings, error) {
 		if m == nil {
 			continue
 		}
-		value, ok := plainString(m[2])
+		key := m[1] + m[2] + m[3]
+		value, ok := plainString(m[4])
 		if !ok {
-			return settings{}, fmt.Errorf("%s = %s: want plain quotes on one line", m[1], m[2])
+			return settings{}, fmt.Errorf("%s = %s: want plain quotes on one line", key, m[4])
 		}
-		switch m[1] {
+		switch key {
 		case "runc":
 			s.runc = value
 		case "socket":

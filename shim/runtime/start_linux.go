@@ -18,9 +18,10 @@ import (
 	"github.com/declarun/declarun/shim/wire"
 )
 
-const (
-	startWord = "__start" // declarun as the process that detaches the supervisor
+const startWord = "__start" // declarun as the process that detaches the supervisor
 
+// Variables for tests only.
+var (
 	connectTimeout = 10 * time.Second
 	prepareTimeout = 60 * time.Second // a first sight of an image includes its analysis
 	execTimeout    = 20 * time.Second
