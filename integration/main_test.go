@@ -71,7 +71,7 @@ func newLab() (l *lab, err error) {
 		}
 	}()
 	data := filepath.Join(engine.Cache(), "lab-data")
-	if l.install, err = engine.Build(ctx, dir, ""); err != nil {
+	if l.install, err = engine.Build(ctx, dir, `report-writes = "always"`); err != nil {
 		return nil, err
 	}
 	if err := l.buildImages(ctx, data); err != nil {

@@ -15,8 +15,11 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
+	"github.com/declarun/declarun/netpolicy"
 	"github.com/declarun/declarun/procmap/guard"
 	"github.com/declarun/declarun/procmap/sensor"
+	"github.com/declarun/declarun/shim/plan"
+	"github.com/declarun/declarun/shim/record"
 	"github.com/declarun/declarun/shim/site"
 	"github.com/declarun/declarun/shim/wire"
 )
@@ -94,16 +97,18 @@ func examine(c *cli.Context, cfg *site.Config) []finding {
 			}
 			return "", unix.Close(fd)
 		}),
-		probe("reports of refused writes (kprobe)", false, "refused writes are still refused, only not reported; a kernel with CONFIG_BPF_SYSCALL and CONFIG_KPROBES, not locked down", func() (string, error) {
-			return "", sensor.ProbeRefusedWrites()
+		probe("reports of refused writes at no cost (kprobe)", false, "they are refused all the same; a kernel with CONFIG_KPROBES, or report-writes = \"always\" in "+site.DefaultPath+", which every system call of the machine pays for", func() (string, error) {
+			r, err := sensor.OpenRefusals()
+			if err != nil {
+				return "", err
+			}
+			return string(r.Hook()), r.Close()
 		}),
-		inOwnNetwork("packet filter (nftables)", "nft", true, "modprobe nf_tables"),
-		inOwnNetwork("reports of refused packets (NFLOG)", "nflog", false, "modprobe nfnetlink_log"),
-		inOwnNetwork("peers by name (NFQUEUE)", "nfqueue", false, "modprobe nfnetlink_queue"),
 		probeMemfd(),
 		probeLandlock(),
 		probeDocker(),
 	}
+	all = append(all, probeNetwork()...)
 	if ans, err := ask(c.Context, cfg, wire.Request{Operation: wire.Ping}); err == nil && ans.Ping != nil {
 		all = append(all, finding{what: "supervisor", answer: can, detail: fmt.Sprintf("version %s, since %s", ans.Ping.Version, ans.Ping.Since.Format(time.RFC3339))})
 	} else {
@@ -193,24 +198,68 @@ func probeDocker() finding {
 	return f
 }
 
-// inOwnNetwork probes in a network namespace that vanishes with the child.
-func inOwnNetwork(what, which string, needed bool, remedy string) finding {
-	return probe(what, needed, remedy, func() (string, error) {
-		self, err := os.Executable()
+// probeNetwork sets real rules in a network namespace that ends with a child.
+func probeNetwork() []finding {
+	const remedy = "modprobe nf_tables nfnetlink_log nfnetlink_queue nf_conntrack"
+	var table *netpolicy.Table
+	ns, end, err := emptyNamespace()
+	if err != nil {
+		return []finding{probe("packet filter (nftables)", true, remedy, func() (string, error) { return "", err })}
+	}
+	defer end()
+	network := plan.Network{Enforced: true, Connect: []plan.Peer{{Name: "probe.invalid", Proto: "tcp", Port: 1}}}
+	all := []finding{probe("packet filter (nftables)", true, remedy, func() (string, error) {
+		table, err = netpolicy.Apply(int(ns.Fd()), netpolicy.Rules(network, netpolicy.Options{Mode: record.Enforce}))
 		if err != nil {
 			return "", err
 		}
-		cmd := exec.Command(self, "__probe", which)
-		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-		out, err := cmd.CombinedOutput()
-		if err == nil {
-			return strings.TrimSpace(string(out)), nil
+		return fmt.Sprintf("table is %s", table.Ownership()), nil
+	})}
+	if table == nil {
+		return all
+	}
+	defer table.Close()
+	all = append(all, probe("reports of refused packets (NFLOG)", false, remedy, func() (string, error) {
+		w, err := netpolicy.NewWatcher(int(ns.Fd()), table)
+		if err != nil {
+			return "", err
 		}
-		if text := strings.TrimSpace(string(out)); text != "" {
-			return "", errors.New(text)
-		}
-		return "", err
-	})
+		return "", w.Close()
+	}))
+	names := finding{what: "peers by name without a race (NFQUEUE)", answer: can, remedy: remedy}
+	if !table.HoldsAnswers() {
+		names.answer, names.detail = cannot, "a client that connects at once after a DNS answer may have to retry"
+	}
+	return append(all, names)
+}
+
+// emptyNamespace is a network namespace of a child that waits to be ended.
+func emptyNamespace() (*os.File, func(), error) {
+	cmd := exec.Command("/proc/self/exe", argProbe)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	hold, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, nil, err
+	}
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid))
+	if err != nil {
+		hold.Close()
+		return nil, nil, errors.Join(err, cmd.Wait())
+	}
+	return ns, func() {
+		ns.Close()
+		hold.Close()
+		_ = cmd.Wait()
+	}, nil
+}
+
+// probeChild waits until its parent is done with its namespaces.
+func probeChild() error {
+	_, err := io.Copy(io.Discard, os.Stdin)
+	return err
 }
 
 // findRunc is where the low-level runtime is: the site's word, else the first

@@ -82,8 +82,6 @@ func newApp() *cli.App {
 			watchCommand(),
 			statusCommand(),
 			doctorCommand(),
-			installCommand(),
-			uninstallCommand(),
 		},
 		CommandNotFound: func(c *cli.Context, command string) {
 			fmt.Fprintf(c.App.ErrWriter, "declarun: no command %q\n", command)

@@ -47,7 +47,7 @@ func internal(args []string) (code int, done bool) {
 	case argAnalyse:
 		err = planner.AnalyseChild()
 	case argProbe:
-		err = probeChild(args[2:])
+		err = probeChild()
 	default:
 		return 0, false
 	}
@@ -124,7 +124,7 @@ func work(config string) error {
 		Events:       sink,
 		Planner:      plans,
 		OpenGuard: func(inherited *os.File) (supervise.ExecGuard, error) {
-			x, err := guards.OpenExecs(inherited)
+			x, err := guards.OpenExecs(inherited, cfg.ReportWrites)
 			if err != nil {
 				return nil, err
 			}

@@ -68,7 +68,7 @@ func run(ctx context.Context) (err error) {
 	}
 	d := &demo{}
 	step("build declarun")
-	if d.install, err = engine.Build(ctx, dir, ""); err != nil {
+	if d.install, err = engine.Build(ctx, dir, `report-writes = "always"`); err != nil {
 		return err
 	}
 	step("build a PostgreSQL image from an ordinary Dockerfile (a base system from Debian's packages the first time)")

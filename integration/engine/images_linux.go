@@ -143,7 +143,7 @@ func Build(ctx context.Context, dir, extra string) (*Install, error) {
 		return nil, err
 	}
 	for _, name := range []string{"declarun", "declarund"} {
-		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w -X github.com/declarun/declarun/shim/site.DefaultPath="+in.Config,
+		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w -X github.com/declarun/declarun/shim/site.DefaultPath="+in.Config+" -X github.com/declarun/declarun/shim/runtime.configPath="+in.Config,
 			"-o", filepath.Join(in.Bin, name), "./cmd/"+name)
 		cmd.Dir = tree
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")

@@ -54,6 +54,8 @@ type Declared struct {
 	// Resolvers are the name servers that the container's resolv.conf names,
 	// with the engine's "ExtServers" comment included.
 	Resolvers []netip.AddrPort `json:"resolvers,omitempty"`
+	// Search are that file's search domains.
+	Search []string `json:"search,omitempty"`
 	// Hosts are the extra entries of /etc/hosts that the operator or engine wrote.
 	Hosts []Host `json:"hosts,omitempty"`
 	// Sandbox is true for a pod's "pause" container.

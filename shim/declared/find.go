@@ -446,7 +446,7 @@ func (d *Declared) readMounted() error {
 			if err != nil {
 				return fmt.Errorf("read the container's resolv.conf: %w", err)
 			}
-			d.Resolvers = ParseResolvConf(data)
+			d.Resolvers, d.Search = ParseResolvConf(data), ParseSearch(data)
 		case "/etc/hosts":
 			data, err := readFile(m.Source)
 			if err != nil {

@@ -86,3 +86,17 @@ func ParseHosts(data []byte, own ...string) []Host {
 	}
 	return out
 }
+
+// ParseSearch reads the search domains of a resolv.conf(5): the last "search"
+// or "domain" line counts. At most 32 are kept.
+func ParseSearch(data []byte) []string {
+	var out []string
+	sc := bufio.NewScanner(bytes.NewReader(data))
+	for sc.Scan() {
+		f := strings.Fields(sc.Text())
+		if len(f) >= 2 && (f[0] == "search" || f[0] == "domain") {
+			out = f[1:min(len(f), 33)]
+		}
+	}
+	return out
+}

@@ -24,6 +24,7 @@ import (
 	"github.com/declarun/declarun/shim/plan"
 	"github.com/declarun/declarun/shim/planner"
 	"github.com/declarun/declarun/shim/record"
+	"github.com/declarun/declarun/shim/site"
 	"github.com/declarun/declarun/shim/supervise"
 )
 
@@ -48,7 +49,7 @@ type watched struct {
 // OpenExecs opens the guard, or takes over the group of an earlier worker. What
 // is missing of the sensors is said in notes and missing from the events; what
 // is missing of the guard is an error.
-func OpenExecs(inherited *os.File) (*Execs, error) {
+func OpenExecs(inherited *os.File, writes site.ReportWrites) (*Execs, error) {
 	x := &Execs{containers: map[string]watched{}, byPIDNS: map[string]string{}}
 	var err error
 	if inherited != nil {
@@ -62,8 +63,15 @@ func OpenExecs(inherited *os.File) (*Execs, error) {
 	if x.drops, err = sensor.OpenDrops(); err != nil {
 		log.Printf("declarund: dropped executables are not reported: %v", err)
 	}
-	if x.refusals, err = sensor.OpenRefusals(); err != nil {
-		log.Printf("declarund: refused writes are not reported: %v", err)
+	var hooks []sensor.Hook // none: the cheap ones
+	switch writes {
+	case site.ReportNever:
+		return x, nil
+	case site.ReportAlways:
+		hooks = []sensor.Hook{sensor.FunctionExit, sensor.ReturnProbe, sensor.SyscallExit}
+	}
+	if x.refusals, err = sensor.OpenRefusals(hooks...); err != nil {
+		log.Printf("declarund: refused writes are refused, but not reported: %v", err)
 	}
 	return x, nil
 }

@@ -4,3 +4,5 @@ import "runtime"
 
 // nativeArch is what programs run as: containers share the host's kernel.
 const nativeArch = runtime.GOARCH
+
+func lockThread() { runtime.LockOSThread() }

@@ -111,7 +111,7 @@ func (p *Planner) Prepare(ctx context.Context, req supervise.Preparation, dir *o
 	if err != nil {
 		return supervise.Prepared{}, err
 	}
-	extra, err := json.Marshal(Extra{Resolvers: d.Resolvers, Search: d.Search, Created: p.now()})
+	extra, err := json.Marshal(Extra{Resolvers: d.Resolvers, Created: p.now()})
 	if err != nil {
 		return supervise.Prepared{}, err
 	}

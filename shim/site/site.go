@@ -10,6 +10,7 @@
 //	exclude            list of image patterns (path.Match) that pass through untouched
 //	allow-override     may an operator's label or annotation weaken a mode?
 //	honour-unconfined  are --privileged and seccomp=unconfined honoured, as audit?
+//	report-writes      "cheap", "always" or "off": how refused writes are noticed
 //	state-dir, socket, log-file, cache-dir   absolute paths
 //	[admission.rules]  finding = "off", "warn" or "deny"
 //
@@ -72,9 +73,25 @@ type Config struct {
 	// HonourUnconfined treats --privileged and seccomp=unconfined as audit for
 	// the container; false refuses them. Default true.
 	HonourUnconfined bool
+	// ReportWrites says how writes that the read-only root refuses are noticed.
+	ReportWrites ReportWrites
 	// AdmissionRules changes what a finding of admission leads to, by its ID.
 	AdmissionRules map[string]Rule
 }
+
+// ReportWrites says at what price refused writes are noticed. They are refused
+// whatever it says. The zero value is invalid.
+type ReportWrites string
+
+const (
+	// ReportCheaply notices them where the kernel has function probes: reads,
+	// and everything else, cost nothing.
+	ReportCheaply ReportWrites = "cheap"
+	// ReportAlways falls back to a tracepoint at the end of every system call
+	// of the machine, which each of them pays for.
+	ReportAlways ReportWrites = "always"
+	ReportNever  ReportWrites = "off"
+)
 
 // Rule is what a finding of admission leads to. The zero Rule is invalid.
 type Rule string
@@ -106,7 +123,7 @@ func Defaults() *Config {
 	c := &Config{
 		Modes: map[record.Dimension]record.Mode{}, OnFailure: record.Enforce,
 		StateDir: "/run/declarun", LogFile: "/var/log/declarun/events.jsonl", CacheDir: "/var/cache/declarun",
-		AllowOverride: true, HonourUnconfined: true,
+		AllowOverride: true, HonourUnconfined: true, ReportWrites: ReportCheaply,
 	}
 	for _, d := range record.Dimensions() {
 		c.Modes[d] = record.Enforce
@@ -152,6 +169,7 @@ type file struct {
 	LogFile          string            `toml:"log-file"`
 	Socket           string            `toml:"socket"`
 	CacheDir         string            `toml:"cache-dir"`
+	ReportWrites     string            `toml:"report-writes"`
 	Admission        struct {
 		Rules map[string]string `toml:"rules"`
 	} `toml:"admission"`
@@ -173,6 +191,8 @@ func (f file) empty(key string) bool {
 		return f.Socket == ""
 	case "cache-dir":
 		return f.CacheDir == ""
+	case "report-writes":
+		return f.ReportWrites == ""
 	}
 	return true // its name differs from the documented one in case
 }
@@ -207,6 +227,13 @@ func Parse(data []byte) (*Config, error) {
 		if c.OnFailure, err = record.ParseMode(f.OnFailure); err != nil || c.OnFailure == record.Off {
 			return nil, fmt.Errorf("%son-failure = %q: want enforce or audit", lineOf(data, toml.Key{"on-failure"}), f.OnFailure)
 		}
+	}
+	switch r := ReportWrites(f.ReportWrites); r {
+	case "":
+	case ReportCheaply, ReportAlways, ReportNever:
+		c.ReportWrites = r
+	default:
+		return nil, fmt.Errorf("%sreport-writes = %q: want cheap, always or off", lineOf(data, toml.Key{"report-writes"}), f.ReportWrites)
 	}
 	if f.AllowOverride != nil {
 		c.AllowOverride = *f.AllowOverride
