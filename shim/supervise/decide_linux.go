@@ -109,8 +109,11 @@ func (w *Worker) decideExec(l *listener, n *notification, name string, by filter
 	if !l.valid(n.ID) { // the thread is gone: what was read is somebody else's
 		return refuse(unix.EPERM)
 	}
-	tgid, ok := events.Tgid(int(n.PID))
-	first := by.BeforeExec && ok && tgid == l.snapshot().PID
+	first := false
+	if by.BeforeExec {
+		tgid, ok := events.Tgid(int(n.PID))
+		first = ok && tgid == l.snapshot().PID
+	}
 	object := x.path
 	target, resolveErr := x.resolve()
 	if target != nil {

@@ -49,6 +49,9 @@ type MonitorOptions struct {
 	Pause time.Duration
 }
 
+// descriptors is how many a process may have. Worker.serve sweeps as many.
+const descriptors = 1 << 16
+
 // ErrRunning says that another supervisor holds the lock.
 var ErrRunning = errors.New("a supervisor is running already")
 
@@ -79,6 +82,15 @@ func Monitor(ctx context.Context, o MonitorOptions) error {
 	defer signal.Stop(signals)
 	// A host short of memory should lose a container before its guard. Best effort.
 	os.WriteFile("/proc/self/oom_score_adj", []byte("-900"), 0)
+
+	// A container is about ten descriptors, in both processes. Through package
+	// syscall, so that the worker inherits it.
+	limit := syscall.Rlimit{Cur: descriptors, Max: descriptors}
+	var now syscall.Rlimit
+	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &now) == nil {
+		limit.Max = max(limit.Max, now.Max)
+		syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit)
+	}
 
 	m := &monitor{o: o, table: newTable()}
 	var l *link

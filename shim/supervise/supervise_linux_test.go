@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -423,5 +424,114 @@ func TestHundred(t *testing.T) {
 	}
 	if a, err := w.call(wire.Request{Operation: wire.Status, Status: &wire.StatusRequest{Container: "c"}}); err != nil || len(a.Status) != count {
 		t.Errorf("%v, %d containers", err, len(a.Status))
+	}
+}
+
+func TestSystemdSockets(t *testing.T) {
+	w := newWorld(t)
+	w.stop()
+	var files []*os.File
+	for _, name := range []string{"notify.sock", "declarun.sock", "other.sock"} { // in any order, and more than are asked for
+		f, err := listenUnix(filepath.Join(w.dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		fd, _ := dup(f)
+		files = append(files, os.NewFile(uintptr(fd), name))
+	}
+	// The address of a socket stays what it was bound to: tell systemd's from ours.
+	if addr, err := unix.Getsockname(int(files[0].Fd())); err != nil || addr.(*unix.SockaddrUnix).Name != filepath.Join(w.dir, "notify.sock.new") {
+		t.Fatalf("%v, %v", addr, err)
+	}
+	files = nil
+	for _, name := range []string{"notify.sock", "declarun.sock", "other.sock"} {
+		os.Remove(filepath.Join(w.dir, name))
+		ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(w.dir, name), Net: "unix"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ln.SetUnlinkOnClose(false)
+		f, err := ln.File()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ln.Close()
+		defer f.Close()
+		files = append(files, f)
+	}
+	w.startWith("/bin/sh", []string{"-c", "LISTEN_PID=$$ LISTEN_FDS=3 exec " + w.own + " __monitor"}, files)
+	_, p := w.container("socket", fakeConfig{Plan: testPlan(record.Enforce)})
+	p.want("chroot", "operation not permitted")
+	w.stop()
+	for _, name := range []string{"notify.sock", "declarun.sock"} {
+		if _, err := os.Lstat(filepath.Join(w.dir, name)); err != nil {
+			t.Errorf("systemd's socket was removed: %v", err)
+		}
+	}
+}
+
+func TestSocketPlaces(t *testing.T) {
+	dir := t.TempDir()
+	os.Chmod(dir, 0o777)
+	if f, err := listenUnix(filepath.Join(dir, "s")); err == nil {
+		f.Close()
+		t.Error("listened where others may write")
+	}
+	os.Chmod(dir, 0o700)
+	os.WriteFile(filepath.Join(dir, "file"), nil, 0o600)
+	if f, err := listenUnix(filepath.Join(dir, "file")); err == nil {
+		f.Close()
+		t.Error("replaced a file")
+	}
+	f, err := listenUnix(filepath.Join(dir, "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	info, err := os.Lstat(filepath.Join(dir, "s"))
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info, err)
+	}
+}
+
+// A worker that is stopped makes callers wait, and they can be killed.
+func TestWorkerStopped(t *testing.T) {
+	w := newWorld(t)
+	in, p := w.container("waiting", fakeConfig{Plan: testPlan(record.Enforce)})
+	pid := w.ping()
+	unix.Kill(pid, unix.SIGSTOP)
+	done := make(chan string, 1)
+	go func() { done <- p.do("chroot") }()
+	select {
+	case got := <-done:
+		t.Errorf("answered while nobody could: %q", got)
+	case <-time.After(200 * time.Millisecond):
+	}
+	in.kill()
+	<-done
+	unix.Kill(pid, unix.SIGCONT)
+	w.must("no state", w.empty)
+}
+
+func BenchmarkCall(b *testing.B) {
+	w := newWorld(b)
+	_, p := w.container("bench", fakeConfig{Plan: testPlan(record.Enforce)})
+	b.ResetTimer()
+	p.want(fmt.Sprintf("getpgids %d", b.N), "ok")
+}
+
+func BenchmarkExec(b *testing.B) {
+	w := newWorld(b)
+	_, p := w.container("bench", fakeConfig{Plan: testPlan(record.Enforce)})
+	b.ResetTimer()
+	p.want(fmt.Sprintf("execs %d /bin/true", b.N), "ok")
+}
+
+func BenchmarkExecBare(b *testing.B) {
+	for range b.N {
+		if err := exec.Command("/bin/true").Run(); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

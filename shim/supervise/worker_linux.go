@@ -164,10 +164,15 @@ func (w *Worker) serve() error {
 	w.hold.note(keyJournal, "working")
 	w.openGuard()
 	kept := w.load()
+	for key := range w.hold.table.under(keyFiles) {
+		if token, _, _ := strings.Cut(strings.TrimPrefix(key, keyFiles), "/"); w.find(token) == nil {
+			w.hold.drop(key)
+		}
+	}
 	if w.o.Guard != nil {
 		// Whatever an earlier worker left unanswered has a descriptor number of
 		// that worker's: the lowest that were free.
-		fds := make([]int32, 1<<16)
+		fds := make([]int32, descriptors)
 		for i := range fds {
 			fds[i] = int32(i)
 		}
@@ -306,7 +311,8 @@ func (w *Worker) adopt(token string) error {
 		}
 		return errStale
 	}
-	c.pidfd, c.running = pidfd, true
+	c.pidfd = pidfd
+	c.running = len(w.hold.table.under(keySeccomp+token+"/")) == 0 // else its listener knows
 	w.add(c)
 	if len(st.Counts) > 0 {
 		w.o.Events.Restore(c.key.ID, st.Counts)
@@ -406,6 +412,9 @@ func (w *Worker) adoptListeners() {
 		meta, err := parseListenerMeta(h.meta)
 		if err != nil {
 			meta = listenerMeta{Exec: true, Identity: record.Application, Executed: true}
+		}
+		if !meta.Exec && meta.Executed {
+			c.running = true // nobody else knows the container yet
 		}
 		fd, err := dup(h.file)
 		if err == nil {

@@ -259,6 +259,16 @@ func container2() error {
 			var n uint64
 			n, _ = strconv.ParseUint(words[1], 0, 64)
 			_, err = unix.Getpgid(int(n))
+		case "getpgids":
+			count, _ := strconv.Atoi(words[1])
+			for range count {
+				unix.Getpgid(0)
+			}
+		case "execs":
+			count, _ := strconv.Atoi(words[1])
+			for range count {
+				err = errors.Join(err, exec.Command(words[2]).Run())
+			}
 		case "getsid":
 			_, err = unix.Getsid(0)
 		case "chroot":
@@ -372,7 +382,9 @@ func newWorld(t testing.TB) *world {
 	return w
 }
 
-func (w *world) start() {
+func (w *world) start() { w.t.Helper(); w.startWith(w.own, []string{"__monitor"}, nil) }
+
+func (w *world) startWith(program string, args []string, files []*os.File) {
 	w.t.Helper()
 	os.Remove(w.dir + "/monitor.pid")
 	logFile, err := os.OpenFile(w.dir+"/log", os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
@@ -380,7 +392,8 @@ func (w *world) start() {
 		w.t.Fatal(err)
 	}
 	defer logFile.Close()
-	w.cmd = exec.Command(w.own, "__monitor")
+	w.cmd = exec.Command(program, args...)
+	w.cmd.ExtraFiles = files
 	w.cmd.Env = append(os.Environ(), "SUPERVISE_TEST_DIR="+w.dir)
 	w.cmd.Stderr, w.cmd.Stdout = logFile, logFile
 	w.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
