@@ -51,6 +51,7 @@ type Table struct {
 	queue     queueKind
 	learnt    map[string]map[netip.Addr]bool // by declared name: addresses of the latest answers
 	repaired  bool
+	empty     bool // just made: nothing is in it
 }
 
 // knownQueue remembers how this kernel queues packets, once it is sure: a
@@ -157,7 +158,11 @@ func (t *Table) Repaired() bool { return t.repaired }
 
 // HoldsAnswers tells whether DNS answers wait until their addresses are
 // allowed. Without NFQUEUE a program can connect before that, and be refused.
-func (t *Table) HoldsAnswers() bool { return t.queue != queueNone }
+func (t *Table) HoldsAnswers() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.queue != queueNone
+}
 
 // Notes says in plain words where this kernel gives less than it could.
 func (t *Table) Notes() []string {
@@ -189,7 +194,7 @@ func open(netnsFD int, rs Ruleset) (*Table, bool, error) {
 		ns.Close()
 		return nil, false, err
 	}
-	t := &Table{conn: conn, netns: ns, learnt: map[string]map[netip.Addr]bool{}}
+	t := &Table{conn: conn, netns: ns, learnt: map[string]map[netip.Addr]bool{}, empty: !existed}
 	if err := t.own(); err != nil {
 		t.Close()
 		return nil, false, err
@@ -275,9 +280,13 @@ func (t *Table) own() error {
 func (t *Table) replace(rs Ruleset) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	there, err := t.read()
-	if err != nil {
-		return err
+	var there contents
+	if !t.empty {
+		var err error
+		if there, err = t.read(); err != nil {
+			return err
+		}
+		there.close()
 	}
 	kinds := []queueKind{queueNative, queueCompat, queueNone}
 	if k := knownQueue.Load(); k > 0 {
@@ -296,7 +305,7 @@ func (t *Table) replace(rs Ruleset) error {
 		if err != nil {
 			return fmt.Errorf("commit rules: %w", err)
 		}
-		t.queue = kind
+		t.queue, t.empty = kind, false
 		if len(rs.Names) > 0 && kind != queueNone {
 			knownQueue.Store(int32(kind) + 1)
 		}
@@ -350,24 +359,34 @@ func replacement(rs Ruleset, there contents, kind queueKind) (*batch, error) {
 
 // contents is what the kernel says is in the table.
 type contents struct {
-	flags  uint32
 	chains []*nftables.Chain
 	rules  map[string][]*nftables.Rule
 	sets   []*nftables.Set
 	conn   *nftables.Conn
-	table  *nftables.Table
 }
 
-func (t *Table) read() (contents, error) {
-	conn, err := nftables.New(nftables.WithNetNSFd(int(t.netns.Fd())))
+// close closes the socket that the contents were read through.
+func (c contents) close() {
+	if c.conn != nil {
+		_ = c.conn.CloseLasting()
+	}
+}
+
+func (t *Table) read() (c contents, err error) {
+	conn, err := nftables.New(nftables.WithNetNSFd(int(t.netns.Fd())), nftables.AsLasting())
 	if err != nil {
 		return contents{}, err
 	}
+	defer func() {
+		if err != nil {
+			_ = conn.CloseLasting()
+		}
+	}()
 	table, err := conn.ListTableOfFamily(TableName, nftables.TableFamilyINet)
 	if err != nil {
 		return contents{}, fmt.Errorf("read back table: %w", err)
 	}
-	c := contents{flags: table.Flags, rules: map[string][]*nftables.Rule{}, conn: conn, table: table}
+	c = contents{rules: map[string][]*nftables.Rule{}, conn: conn}
 	chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
 	if err != nil {
 		return c, fmt.Errorf("read back chains: %w", err)
@@ -403,6 +422,7 @@ func (t *Table) verifyLocked(rs Ruleset) error {
 	if err != nil {
 		return err
 	}
+	defer c.close()
 	kinds := []queueKind{t.queue}
 	if k := knownQueue.Load(); k == 0 {
 		kinds = []queueKind{queueNative, queueCompat, queueNone}
@@ -580,6 +600,7 @@ func (t *Table) recall() error {
 	if err != nil {
 		return err
 	}
+	defer c.close()
 	for _, name := range t.ruleset.Names {
 		known := map[netip.Addr]bool{}
 		for _, v6 := range []bool{false, true} {
@@ -609,6 +630,7 @@ func (t *Table) Refused() (in, forward, out uint64, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	c, err := t.read()
+	defer c.close()
 	if err != nil {
 		return 0, 0, 0, fmt.Errorf("count refusals: %w", err)
 	}

@@ -13,27 +13,8 @@ import (
 	"time"
 
 	"github.com/declarun/declarun/integration/need"
-	"github.com/declarun/declarun/shim/plan"
 	"github.com/declarun/declarun/shim/record"
 )
-
-// sample is a plan that uses every kind of rule.
-func sample() plan.Network {
-	return plan.Network{
-		Enforced: true,
-		Listen:   []plan.Listen{{Proto: "tcp", Port: 5432}, {Proto: "udp", Port: 8000, Last: 8010}, {Proto: "sctp", Port: 99}},
-		Connect: []plan.Peer{
-			{Name: "db", Proto: "tcp", Port: 5432}, {Name: "DB.", Port: 53}, {Name: "web.example"},
-			{CIDR: "10.199.0.1/32", Proto: "tcp", Port: 7000}, {CIDR: "fd99::1/128", Proto: "tcp", Port: 7000},
-			{CIDR: "10.199.0.0/30", Proto: "udp", Port: 7001}, {CIDR: "10.199.0.1/32", Proto: "udp", Port: 7001},
-			{CIDR: "192.0.2.0/24"}, {CIDR: "255.255.255.0/24", Proto: "tcp"}, {CIDR: "127.0.0.11/32", Proto: "udp", Port: 53},
-		},
-	}
-}
-
-func sampleOptions() Options {
-	return Options{Resolvers: []netip.AddrPort{resolver, netip.MustParseAddrPort("127.0.0.11:53"), netip.MustParseAddrPort("[fd99::1]:53")}, Search: []string{"example."}}
-}
 
 func apply(t testing.TB, n *namespace, rs Ruleset) *Table {
 	t.Helper()
@@ -63,9 +44,9 @@ func TestRulesetIsWhatNftLists(t *testing.T) {
 	for _, mode := range []record.Mode{record.Enforce, record.Audit} {
 		t.Run(string(mode), func(t *testing.T) {
 			c := newNamespace(t)
-			o := sampleOptions()
+			o := everythingOptions()
 			o.Mode = mode
-			rs := Rules(sample(), o)
+			rs := Rules(everything(), o)
 			apply(t, c, rs)
 			got, want := normal(c.run(t, "nft", "list", "table", "inet", TableName)), normal(rs.String())
 			if got != want {
@@ -82,19 +63,19 @@ func TestApplyRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer syscall.Close(own)
-	if _, err := Apply(own, Rules(sample(), Options{})); err == nil {
+	if _, err := Apply(own, Rules(everything(), Options{})); err == nil {
 		t.Fatal("rules for the host's own namespace were not refused")
 	}
-	if _, err := Apply(c.fd, Rules(sample(), Options{Mode: record.Off})); !errors.Is(err, ErrNothing) {
+	if _, err := Apply(c.fd, Rules(everything(), Options{Mode: record.Off})); !errors.Is(err, ErrNothing) {
 		t.Errorf("mode off: %v", err)
 	}
 	if _, err := Apply(c.fd, Ruleset{}); !errors.Is(err, ErrNothing) {
 		t.Errorf("the zero ruleset: %v", err)
 	}
-	if _, err := Adopt(c.fd, Rules(sample(), Options{})); !errors.Is(err, ErrNoTable) {
+	if _, err := Adopt(c.fd, Rules(everything(), Options{})); !errors.Is(err, ErrNoTable) {
 		t.Errorf("adopting nothing: %v", err)
 	}
-	bad := Rules(sample(), sampleOptions())
+	bad := Rules(everything(), everythingOptions())
 	bad.Sets = bad.Sets[1:] // a rule refers to a set that is not there
 	if _, err := Apply(c.fd, bad); err == nil {
 		t.Error("a rule without its set was not refused")
@@ -140,7 +121,7 @@ func TestEnforcement(t *testing.T) {
 		outside.listen(t, netip.AddrPortFrom(a, 7777))
 	}
 	container.listen(t, netip.MustParseAddrPort("127.0.0.1:1234"))
-	apply(t, container, Rules(sample(), sampleOptions()))
+	apply(t, container, Rules(everything(), everythingOptions()))
 
 	for _, row := range []struct {
 		claim string
@@ -180,7 +161,7 @@ var errTimeout = errors.New("timeout")
 
 func TestAdopt(t *testing.T) {
 	c := newNamespace(t)
-	rs := Rules(sample(), sampleOptions())
+	rs := Rules(everything(), everythingOptions())
 	first, err := Apply(c.fd, rs)
 	if err != nil {
 		t.Fatal(err)

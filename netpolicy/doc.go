@@ -32,6 +32,8 @@
 //     With CAP_NET_RAW root in the container can forge answers of an embedded
 //     resolver on loopback, and so point a declared name at another address
 //     (for the declared ports of that name only).
+//   - Resolvers answer for every name, so a name nobody declares can be looked
+//     up, and data can leave in the question.
 //   - Between processes of one namespace, on loopback, nothing is filtered.
 //   - While no supervisor lives, no new address of a declared name is learnt;
 //     those already known keep working.

@@ -564,7 +564,7 @@ func parseArgs(args []string) []argument {
 	program = base(words[at[0]])
 	flagPort := func(prefix string) uint16 {
 		for k, i := range at {
-			name, value, joined := flag(words[i])
+			name, value, joined := splitFlag(words[i])
 			if name != prefix+"port" && !(prefix == "" && (name == "p" || name == "P") && isClient(program)) {
 				continue
 			}
@@ -583,7 +583,7 @@ func parseArgs(args []string) []argument {
 		if isClient(base(word)) { // "until pg_isready -h db"
 			program = base(word)
 		}
-		name, value, joined := flag(word)
+		name, value, joined := splitFlag(word)
 		var found []endpoint
 		switch {
 		case strings.Contains(word, "//"):
@@ -675,8 +675,8 @@ func quietFlag(name string) bool {
 	return listenWord(upper) || secretKey(upper)
 }
 
-// flag splits "--name=value", "--name" and "-n".
-func flag(word string) (name, value string, joined bool) {
+// splitFlag splits "--name=value", "--name" and "-n".
+func splitFlag(word string) (name, value string, joined bool) {
 	if len(word) < 2 || word[0] != '-' {
 		return "", "", false
 	}

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/declarun/declarun/integration/need"
@@ -29,9 +30,15 @@ var (
 // namespace is a network namespace without a name: it is gone with its descriptor.
 type namespace struct{ fd int }
 
+// netnsChecked: asking the machine takes a process of its own, and once is enough.
+var netnsChecked atomic.Bool
+
 func newNamespace(t testing.TB) *namespace {
 	t.Helper()
-	need.Netns(t)
+	if !netnsChecked.Load() {
+		need.Netns(t)
+		netnsChecked.Store(true)
+	}
 	fd := make(chan int)
 	fail := make(chan error, 1)
 	go func() {

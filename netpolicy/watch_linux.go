@@ -82,6 +82,7 @@ type Watcher struct {
 	table  *Table
 	log    *netlink.Conn
 	names  *netlink.Conn // NFQUEUE, or NFLOG where that is not there; nil: no declared names
+	held   bool          // names is a queue
 	seq    uint32
 	hasSeq bool
 	// Packets that came before the answer to the bind request.
@@ -99,7 +100,7 @@ func NewWatcher(netnsFD int, t *Table) (*Watcher, error) {
 	w := &Watcher{table: t}
 	if len(t.Ruleset().Names) > 0 {
 		m := bindQueue(QueueNumber)
-		if !t.HoldsAnswers() {
+		if w.held = t.HoldsAnswers(); !w.held {
 			m = bindLog(NamesGroup, 0xffff)
 		}
 		if w.names, w.early, err = bind(ns, m); err != nil {
@@ -257,7 +258,6 @@ func (w *Watcher) refusal(e logEntry) (Refusal, bool) {
 // until its addresses are allowed; whatever happens it is then let through:
 // DNS goes on, and what was not learnt is refused.
 func (w *Watcher) readNames(ctx context.Context, report func(Refusal)) error {
-	held := w.table.HoldsAnswers()
 	tcp := streams{}
 	for {
 		messages, _, err := receive(ctx, w.names, &w.early)
@@ -265,7 +265,7 @@ func (w *Watcher) readNames(ctx context.Context, report func(Refusal)) error {
 			return fmt.Errorf("read DNS answers: %w", err)
 		}
 		for _, m := range messages {
-			if !held {
+			if !w.held {
 				if e, err := parseLogEntry(m); err == nil {
 					w.learn(tcp, e.payload, report)
 				}
