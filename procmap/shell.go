@@ -53,6 +53,7 @@ type script struct {
 	returns  []*state
 	exported map[string]bool
 	depth    int // of sourced files
+	evalLine int // of the eval whose text is being followed
 	busy     map[string]int
 }
 
@@ -188,9 +189,6 @@ func (b *builder) shell(o *object, base string, r *run) (phase, calls record.Pha
 		b.serve(o, r)
 		return phase, phase
 	}
-	if s.file == "" && len(r.origins) > 0 {
-		s.file = ""
-	}
 	f, err := parseScript(src, s.file, base)
 	if err != nil {
 		b.dynamic(r, fmt.Sprintf("%s cannot be read: %v", scriptName(s.file), err))
@@ -266,6 +264,9 @@ func (s *script) declare(f *syntax.File) {
 // origin names the line of a node.
 func (s *script) origin(n syntax.Node) record.Origin {
 	line := int(n.Pos().Line())
+	if s.evalLine > 0 {
+		line = s.evalLine
+	}
 	text := ""
 	if off, end := int(n.Pos().Offset()), int(n.End().Offset()); off >= 0 && off < end && end <= len(s.src) {
 		text, _, _ = strings.Cut(s.src[off:end], "\n")
@@ -812,10 +813,14 @@ func (s *script) source(src, file, shell string, n syntax.Node, args []fields, s
 	oldFile, oldSrc, returns, saved := s.file, s.src, s.returns, st.args
 	s.depth++
 	s.returns = nil
-	if file == oldFile { // eval: its lines are the caller's
+	evalLine := s.evalLine
+	if file == oldFile && shell != "." { // eval: its lines are the caller's
+		if s.evalLine == 0 {
+			s.evalLine = int(n.Pos().Line())
+		}
 		s.src = src
 	} else {
-		s.file, s.src = file, src
+		s.file, s.src, s.evalLine = file, src, 0
 	}
 	s.declare(f)
 	if args != nil {
@@ -834,7 +839,7 @@ func (s *script) source(src, file, shell string, n syntax.Node, args []fields, s
 		st.args = saved
 	}
 	s.depth--
-	s.file, s.src = oldFile, oldSrc
+	s.file, s.src, s.evalLine = oldFile, oldSrc, evalLine
 }
 
 // dot follows a sourced file.
