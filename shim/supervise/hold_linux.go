@@ -8,8 +8,6 @@ import (
 	"os"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // hold is the worker's side of what monitor and worker both keep open. When the
@@ -22,7 +20,23 @@ type hold struct {
 
 	mu      sync.Mutex // of link, and of the order of table and link
 	link    *link      // nil while there is no monitor
+	next    *link      // of a monitor that takes over
 	leaving bool
+}
+
+// offer makes the process at the other end of l the monitor. The old one is
+// ended first.
+func (h *hold) offer(l *link) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.next != nil || h.leaving {
+		l.close()
+		return
+	}
+	h.next = l
+	if h.link != nil {
+		h.link.conn.SetReadDeadline(time.Unix(1, 0)) // wakes listen
+	}
 }
 
 // keep takes the file over, in both processes once it returns.
@@ -65,15 +79,18 @@ func (h *hold) listen() {
 		began := time.Now()
 		err := h.hear()
 		h.mu.Lock()
-		l, leaving := h.link, h.leaving
+		l, leaving, offered := h.link, h.leaving, h.next != nil
 		h.link = nil
 		h.mu.Unlock()
 		if leaving {
 			return
 		}
-		log.Printf("declarund: worker: monitor is gone (%v), starting another", err)
+		log.Printf("declarund: worker: monitor is gone (%v) or replaced", err)
 		if l != nil {
-			h.endPeer(l)
+			if offered {
+				l.kill()
+			}
+			l.end(time.Second)
 			l.close()
 		}
 		if time.Since(began) > time.Minute {
@@ -114,34 +131,20 @@ func (h *hold) hear() error {
 	}
 }
 
-func (h *hold) endPeer(l *link) {
-	pid, err := l.peer()
-	if err != nil || pid <= 0 || pid == os.Getpid() {
-		return
-	}
-	// The number may be another process's by now; only one with this program's
-	// link at the other end is meant, and the link says that it is closed. A
-	// monitor that is there is this process's parent or child.
-	if pid != os.Getppid() && !isChild(pid) {
-		return
-	}
-	pidfd, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		return
-	}
-	defer unix.Close(pidfd)
-	end(pidfd)
-}
-
-func isChild(pid int) bool {
-	var info unix.Siginfo
-	return unix.Waitid(unix.P_PID, pid, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil) == nil
-}
-
 func (h *hold) startMonitor() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.leaving {
+		return nil
+	}
+	if l := h.next; l != nil {
+		h.next = nil
+		if err := h.table.hand(l); err != nil {
+			l.kill() // it never began
+			l.close()
+			return err
+		}
+		h.link = l
 		return nil
 	}
 	if h.monitorArgs == nil {

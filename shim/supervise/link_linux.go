@@ -43,7 +43,7 @@ const (
 type link struct {
 	conn   *os.File // non-blocking
 	raw    syscall.RawConn
-	pid    int // of the other end, where this process started it
+	pidfd  int // of the process at the other end; 0: it was gone already
 	sendMu sync.Mutex
 }
 
@@ -79,7 +79,60 @@ func linkFrom(fd int) (*link, error) {
 	return &link{conn: f, raw: raw}, nil
 }
 
-func (l *link) close() { l.conn.Close() }
+// meet finds the process at the other end. A pair has the credentials of the
+// process that made it on both ends, so who made it has to say whom it is for.
+func (l *link) meet(pid int) error {
+	if pid == 0 {
+		err := control(l.conn, func(fd int) error {
+			cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+			if err == nil {
+				pid = int(cred.Pid)
+				if cred.Uid != 0 && cred.Uid != uint32(os.Geteuid()) {
+					err = unix.EPERM
+				}
+			}
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("meet the other process: %w", err)
+		}
+	}
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return fmt.Errorf("meet the other process: %w", err)
+	}
+	l.pidfd = pidfd
+	return nil
+}
+
+// end makes sure that the process at the other end is gone: nothing may ever be
+// answered by two workers or held by two monitors. It waits as long as that takes.
+func (l *link) end(patience time.Duration) {
+	if l.pidfd <= 0 {
+		return
+	}
+	fds := []unix.PollFd{{Fd: int32(l.pidfd), Events: unix.POLLIN}}
+	for ; ; patience = 10 * time.Second {
+		n, err := unix.Poll(fds, int(patience.Milliseconds()))
+		if n > 0 || err != nil && err != unix.EINTR {
+			return
+		}
+		l.kill()
+	}
+}
+
+func (l *link) kill() {
+	if l.pidfd > 0 {
+		unix.PidfdSendSignal(l.pidfd, unix.SIGKILL, nil, 0)
+	}
+}
+
+func (l *link) close() {
+	l.conn.Close()
+	if l.pidfd > 0 {
+		unix.Close(l.pidfd)
+	}
+}
 
 func (l *link) send(m message, file *os.File) error {
 	body, err := json.Marshal(m)
@@ -290,35 +343,55 @@ func start(executable string, args []string, env []string) (*exec.Cmd, *link, er
 		mine.close()
 		return nil, nil, fmt.Errorf("start %s: %w", executable, err)
 	}
-	mine.pid = cmd.Process.Pid
+	if err := mine.meet(cmd.Process.Pid); err != nil {
+		cmd.Process.Kill()
+		cmd.Wait()
+		mine.close()
+		return nil, nil, fmt.Errorf("start %s: %w", executable, err)
+	}
 	return cmd, mine, nil
 }
 
-// peer gives the process at the other end of a link. A pair has the credentials
-// of the process that made it on both ends.
-func (l *link) peer() (pid int, err error) {
-	if l.pid != 0 {
-		return l.pid, nil
+// takeOverSocket is where a worker takes links of new monitors, beside the lock.
+func takeOverSocket(lock string) string { return lock + ".sock" }
+
+// listenLink listens for new monitors. The directory is private (lock).
+func listenLink(path string) (int, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
 	}
-	err = control(l.conn, func(fd int) error {
-		cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
-		if err == nil {
-			pid = int(cred.Pid)
+	os.Remove(path)
+	if err = unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err == nil {
+		if err = os.Chmod(path, 0o600); err == nil {
+			err = unix.Listen(fd, 4)
 		}
-		return err
-	})
-	return pid, err
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("listen for new monitors: %w", err)
+	}
+	return fd, nil
 }
 
-// end makes sure that a process is gone: nothing may ever be answered by two
-// workers or held by two monitors. It waits as long as that takes.
-func end(pidfd int) {
-	fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
-	for patience := 1000; ; patience = 10_000 {
-		n, err := unix.Poll(fds, patience)
-		if n > 0 || err != nil && err != unix.EINTR {
-			return
-		}
-		unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
+// dialLink asks the running worker to take this process for its monitor.
+func dialLink(path string) (*link, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
 	}
+	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("take over the supervisor: %w", err)
+	}
+	l, err := linkFrom(fd)
+	if err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	if err := l.meet(0); err != nil {
+		l.close()
+		return nil, err
+	}
+	return l, nil
 }

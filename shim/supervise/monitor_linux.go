@@ -42,6 +42,11 @@ type MonitorOptions struct {
 	MonitorArgs []string // what makes it call Monitor with Adopt
 	// Adopt takes everything over from the worker that started this process.
 	Adopt bool
+	// TakeOver makes this process the monitor of a supervisor that runs already,
+	// in place of the monitor that it has. For a service manager, which starts the
+	// service again when its main process died: the worker has started another
+	// monitor by then. Not for a start on first use, where many race.
+	TakeOver bool
 	// Ready is called once both sockets accept connections.
 	Ready func()
 	// Pause is the first wait before a worker that died is started again. It
@@ -94,20 +99,30 @@ func Monitor(ctx context.Context, o MonitorOptions) error {
 
 	m := &monitor{o: o, table: newTable()}
 	var l *link
-	var pidfd int
-	if o.Adopt {
+	switch {
+	case o.Adopt:
 		if l, err = linkFrom(linkFD); err != nil {
 			return err
 		}
-		pid, err := l.peer()
-		if err != nil {
-			return fmt.Errorf("adopt worker: %w", err)
+		if err := l.meet(0); err != nil {
+			log.Printf("declarund: monitor: %v", err) // then there is nothing to end
 		}
-		if pidfd, err = unix.PidfdOpen(pid, 0); err != nil {
-			return fmt.Errorf("adopt worker: %w", err)
+	case o.TakeOver:
+		f, err := lock(o.Lock)
+		if err == nil {
+			m.table.put(keyLock, "", f)
+			break
 		}
+		if !errors.Is(err, ErrRunning) {
+			return err
+		}
+		if l, err = dialLink(takeOverSocket(o.Lock)); err != nil {
+			return err
+		}
+	}
+	if l != nil {
 		if err := m.table.fill(l); err != nil {
-			log.Printf("declarund: monitor: %v", err) // it died meanwhile: go on with what came
+			log.Printf("declarund: monitor: %v", err) // the worker died meanwhile: go on with what came
 		}
 	}
 	if err := m.open(); err != nil {
@@ -121,28 +136,22 @@ func Monitor(ctx context.Context, o MonitorOptions) error {
 	for {
 		if l == nil {
 			var cmd *exec.Cmd
-			cmd, l, err = start(o.Executable, o.WorkerArgs, nil)
-			if err == nil {
-				if pidfd, err = unix.PidfdOpen(cmd.Process.Pid, 0); err != nil {
-					cmd.Process.Kill()
-					l.close()
-				} else if err = m.table.hand(l); err != nil {
-					log.Printf("declarund: monitor: %v", err) // it dies, or is killed below
-				}
+			if cmd, l, err = start(o.Executable, o.WorkerArgs, nil); err != nil {
+				log.Printf("declarund: monitor: %v", err)
+			} else {
 				go cmd.Wait()
-			}
-			if pidfd <= 0 || l == nil {
-				log.Printf("declarund: monitor: start worker: %v", err)
+				if err := m.table.hand(l); err != nil {
+					log.Printf("declarund: monitor: %v", err) // it ends, or is ended below
+				}
 			}
 		}
 		began := time.Now()
 		stopped, replaced := false, false
 		if l != nil {
-			stopped, replaced = m.tend(ctx, l, pidfd, signals)
-			end(pidfd)
+			stopped, replaced = m.tend(ctx, l, signals)
+			l.end(time.Second)
 			l.close()
-			unix.Close(pidfd)
-			l, pidfd = nil, 0
+			l = nil
 		}
 		if stopped {
 			m.close()
@@ -172,7 +181,7 @@ func Monitor(ctx context.Context, o MonitorOptions) error {
 }
 
 // tend serves one worker until it is gone.
-func (m *monitor) tend(ctx context.Context, l *link, pidfd int, signals <-chan os.Signal) (stopped, replaced bool) {
+func (m *monitor) tend(ctx context.Context, l *link, signals <-chan os.Signal) (stopped, replaced bool) {
 	gone := make(chan struct{})
 	go func() {
 		defer close(gone)
@@ -200,7 +209,7 @@ func (m *monitor) tend(ctx context.Context, l *link, pidfd int, signals <-chan o
 		case <-gone:
 			return stopped, replaced
 		case <-patience:
-			unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
+			l.kill()
 			patience = nil
 			continue
 		case <-done:
@@ -213,7 +222,7 @@ func (m *monitor) tend(ctx context.Context, l *link, pidfd int, signals <-chan o
 			stopped, replaced = stopped || op == opStop, op == opHandover
 		}
 		if err := l.send(message{Op: op}, nil); err != nil {
-			unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
+			l.kill()
 		}
 		patience = time.After(20 * time.Second)
 	}
@@ -233,9 +242,6 @@ func ownPath(given string) (string, error) {
 // open makes what is not in the table yet.
 func (m *monitor) open() error {
 	if m.table.get(keyLock) == nil {
-		if m.o.Adopt {
-			return errors.New("adopt worker: it is gone, and so is the lock")
-		}
 		f, err := lock(m.o.Lock)
 		if err != nil {
 			return err
@@ -282,6 +288,7 @@ func (m *monitor) close() {
 			os.Remove(path)
 		}
 	}
+	os.Remove(takeOverSocket(m.o.Lock))
 	for key := range m.table.under("") {
 		if key != keyLock {
 			m.table.drop(key)

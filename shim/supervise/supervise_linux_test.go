@@ -231,6 +231,50 @@ func TestMonitorKilled(t *testing.T) {
 	}
 }
 
+// What a service manager does when the monitor, its main process, has died.
+func TestTakenOver(t *testing.T) {
+	w := newWorld(t)
+	_, p := w.container("taken", fakeConfig{Plan: testPlan(record.Enforce)})
+	for round := range 3 {
+		worker, monitor := w.ping(), w.monitor()
+		if round > 0 {
+			unix.Kill(monitor, unix.SIGKILL)
+			w.must("another monitor", func() bool { pid := w.monitor(); return pid > 0 && pid != monitor })
+			monitor = w.monitor()
+		}
+		w.startWith(w.own, []string{"__takeover"}, nil)
+		w.must("the new monitor", func() bool { return w.monitor() == w.cmd.Process.Pid })
+		w.must("the end of the old one", func() bool { return gone(monitor) })
+		if pid := w.ping(); pid != worker {
+			t.Errorf("worker %d became %d", worker, pid)
+		}
+		p.want("getpgid 0", "ok")
+		unix.Kill(worker, unix.SIGKILL)
+		w.must("another worker", func() bool { pid := w.pingOnce(); return pid > 0 && pid != worker })
+		p.want("chroot", "operation not permitted")
+	}
+	// Several at once: one is left.
+	worker := w.ping()
+	for range 3 {
+		cmd := exec.Command(w.own, "__takeover")
+		cmd.Env = append(os.Environ(), "SUPERVISE_TEST_DIR="+w.dir)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		defer func() { cmd.Process.Kill(); cmd.Wait() }()
+	}
+	for range 20 {
+		p.want("getpgid 0", "ok")
+	}
+	if pid := w.ping(); pid != worker {
+		t.Errorf("worker %d became %d", worker, pid)
+	}
+	// Without a supervisor it is a start like any other.
+	w.must("a quiet moment", func() bool { pid := w.monitor(); return pid > 0 && !gone(pid) })
+	w.stop()
+	w.startWith(w.own, []string{"__takeover"}, nil)
+}
+
 func TestReplaced(t *testing.T) {
 	w := newWorld(t)
 	_, p := w.container("hup", fakeConfig{Plan: testPlan(record.Enforce)})

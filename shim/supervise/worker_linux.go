@@ -36,6 +36,7 @@ type WorkerOptions struct {
 	OpenGuard func(inherited *os.File) (ExecGuard, error)
 	Net       NetGuard // nil: containers whose network is held to the plan do not start
 
+	Lock        string   // as MonitorOptions.Lock; empty: no monitor can take over
 	Executable  string   // this program; empty: found
 	MonitorArgs []string // see MonitorOptions
 	MemfdArgs   []string // what makes the program call ForbidMemfdExec
@@ -94,6 +95,9 @@ func RunWorker(o WorkerOptions) error {
 	l, err := linkFrom(linkFD)
 	if err != nil {
 		return err
+	}
+	if err := l.meet(0); err != nil {
+		log.Printf("declarund: worker: %v", err) // the monitor is gone: hold sees to it
 	}
 	w, err := newWorker(o, l)
 	if err != nil {
@@ -209,7 +213,39 @@ func (w *Worker) serve() error {
 		go w.accept(ul, limit, each)
 	}
 	go w.sweep()
+	if w.o.Lock != "" {
+		fd, err := listenLink(takeOverSocket(w.o.Lock))
+		if err != nil {
+			return err
+		}
+		go w.takeOvers(fd)
+	}
 	return nil
+}
+
+// takeOvers lets new monitors replace the one there is.
+func (w *Worker) takeOvers(fd int) {
+	for {
+		conn, _, err := unix.Accept4(fd, unix.SOCK_CLOEXEC)
+		if err != nil {
+			if err != unix.EINTR && err != unix.ECONNABORTED {
+				log.Printf("declarund: accept monitor: %v", err)
+				time.Sleep(time.Second)
+			}
+			continue
+		}
+		l, err := linkFrom(conn)
+		if err != nil {
+			unix.Close(conn)
+			continue
+		}
+		if err := l.meet(0); err != nil {
+			log.Printf("declarund: accept monitor: %v", err)
+			l.close()
+			continue
+		}
+		w.hold.offer(l)
+	}
 }
 
 func (w *Worker) runGuard(name string, run func(context.Context, Lookup) error) {

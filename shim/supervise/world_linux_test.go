@@ -49,6 +49,10 @@ func TestMain(m *testing.M) {
 	switch mode {
 	case "__monitor":
 		fail(Monitor(context.Background(), testMonitor(dir, false)))
+	case "__takeover":
+		o := testMonitor(dir, false)
+		o.TakeOver = true
+		fail(Monitor(context.Background(), o))
 	case "__adopt":
 		fail(Monitor(context.Background(), testMonitor(dir, true)))
 	case "__worker":
@@ -88,7 +92,7 @@ func testWorker(dir string) error {
 	o := WorkerOptions{
 		StateDir: dir + "/state", NotifySocket: dir + "/notify.sock", Version: "test", Events: sink,
 		Planner: fakePlanner{}, OpenGuard: func(*os.File) (ExecGuard, error) { return &fakeGuard{dir: dir}, nil },
-		Net: fakeNet{dir}, MonitorArgs: []string{"__adopt"}, MemfdArgs: []string{"__memfd"},
+		Net: fakeNet{dir}, Lock: dir + "/lock", MonitorArgs: []string{"__adopt"}, MemfdArgs: []string{"__memfd"},
 		beforeDecide: func(l *listener, n *notification) {
 			if n.Nr != unix.SYS_GETPGID {
 				return
