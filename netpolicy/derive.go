@@ -205,7 +205,7 @@ func (b *builder) environment(d *declared.Declared) {
 			}
 		}
 	}
-	for _, v := range parseEnv(env) {
+	for _, v := range parseEnv(b.bounded(env, "environment")) {
 		for _, e := range v.endpoints {
 			origin := sources[v.index]
 			origin.Text = v.key + "=" + e.text
@@ -218,8 +218,20 @@ func (b *builder) environment(d *declared.Declared) {
 	}
 }
 
+// bounded cuts a list of strings where it is longer than anybody's own.
+func (b *builder) bounded(list []string, what string) []string {
+	total := 0
+	for i, s := range list {
+		if total += len(s); total > maxTotal || i >= maxVariables || len(s) > maxValue {
+			b.note("the %s is read for peers up to its entry %d only: what follows is too long", what, i)
+			return list[:i]
+		}
+	}
+	return list
+}
+
 func (b *builder) command(d *declared.Declared) {
-	for _, a := range parseArgs(d.Process.Args) {
+	for _, a := range parseArgs(b.bounded(d.Process.Args, "command line")) {
 		origin := record.Origin{Source: record.FromOperator, At: fmt.Sprintf("process.args[%d]", a.index)}
 		if a.index < len(d.Process.Origins) {
 			origin = d.Process.Origins[a.index]
@@ -229,7 +241,7 @@ func (b *builder) command(d *declared.Declared) {
 			b.peer(e, origin)
 		}
 	}
-	for _, a := range parseArgs(d.HealthCheck) {
+	for _, a := range parseArgs(b.bounded(d.HealthCheck, "health check")) {
 		origin := record.Origin{Source: record.FromImage, At: "config.Healthcheck"}
 		if len(d.HealthCheckOrigin) > 0 {
 			origin = d.HealthCheckOrigin[0]

@@ -150,6 +150,19 @@ func TestDerive(t *testing.T) {
 	}
 }
 
+func TestBounds(t *testing.T) {
+	var env []string
+	for i := range 5000 {
+		env = append(env, "K"+strings.Repeat("x", i%7)+"_HOST=h"+string(rune('a'+i%26))+strings.Repeat("y", i%50))
+	}
+	d := withEnv(append(env, "LAST_HOST=last")...)
+	d.Process.Args = []string{"sh", "-c", strings.Repeat("curl http://a ", 1<<20)}
+	n, notes := Derive(d)
+	if len(n.Connect) == 0 || len(n.Connect) > maxEndpoints || len(notes) != 2 || slices.Contains(show(n.Connect), "last/tcp") {
+		t.Errorf("%d peers, notes %+v", len(n.Connect), notes)
+	}
+}
+
 // A secret in an environment or command line never reaches a plan.
 func TestNoSecretInOrigins(t *testing.T) {
 	d := withEnv("A=postgres://usr:hunter2@db/x?password=hunter2", "B_HOST=h:1", "B_PASSWORD=hunter2:12", "C_URL=https://hunter2@api/hunter2#hunter2",

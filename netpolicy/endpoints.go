@@ -11,6 +11,7 @@ import (
 const (
 	maxValue     = 64 << 10 // bytes of one variable or argument
 	maxVariables = 4096
+	maxTotal     = 1 << 20 // bytes of all variables, or of all arguments
 	maxEndpoints = 1024
 )
 
