@@ -337,6 +337,7 @@ func (s *script) case1(x *syntax.CaseClause, st *state, next flow, c place) {
 			o := outcome(0)
 			for _, w := range it.Patterns {
 				for _, p := range s.pattern(w, st) {
+					s.b.charge(1)
 					o |= matches(t, p) & yes
 					if matches(t, p) == yes {
 						o |= 4 // for certain

@@ -125,6 +125,18 @@ func TestProcesses(t *testing.T) {
 			starting: "/entry.sh /opt/db/bin/initdb /usr/bin/dash", serving: "/opt/db/bin/db /usr/bin/date", main: "/opt/db/bin/db"},
 		{claim: "bare names in a shared directory only count while starting",
 			tree: run("").with(tree{"/usr/bin/kv": "elf execve : date | sort"}), args: []string{"kv"}, serving: "/usr/bin/kv", main: "/usr/bin/kv"},
+		{claim: "a string that names a script gives a serving program no shell",
+			tree: run("").with(tree{"/opt/db/bin/db": "elf execv : /opt/hook.sh | /.marker | helper", "/opt/hook.sh": "#!/bin/sh\nid\n", "/.marker": "", "/opt/db/bin/helper": "elf"}), args: []string{"/opt/db/bin/db"},
+			serving: "/opt/db/bin/db /opt/db/bin/helper", main: "/opt/db/bin/db"},
+		{claim: "a wrapper in another language stands for the program of its name",
+			tree: run("").with(tree{"/usr/bin/perl": "elf", "/usr/share/pg/wrapper": "#!/usr/bin/perl\nexec $cmd;\n", "/usr/bin/pg_ready": "-> /usr/share/pg/wrapper", "/usr/lib/pg/15/bin/pg_ready": "elf"}), args: []string{"pg_ready"},
+			starting: "/usr/share/pg/wrapper", serving: "/usr/bin/perl /usr/lib/pg/15/bin/pg_ready", main: "/usr/bin/perl /usr/lib/pg/15/bin/pg_ready"},
+		{claim: "getopt's output is arguments, not commands",
+			tree: run("#!/bin/bash\nopts=$(cat /x)\neval set -- \"$opts\"\nexec server \"$@\"\n"), args: []string{"/entry.sh"},
+			starting: "/entry.sh /usr/bin/bash /usr/bin/cat", serving: "/usr/sbin/server", main: "/usr/sbin/server"},
+		{claim: "start-stop-daemon runs what its options name",
+			tree: run("#!/bin/sh\nstart-stop-daemon --start --quiet --pidfile /run/s.pid --exec /usr/sbin/server -- -D\nexec sleep infinity\n").with(tree{"/sbin/start-stop-daemon": "elf"}), args: []string{"/entry.sh"},
+			starting: "/entry.sh /sbin/start-stop-daemon /usr/bin/dash", serving: "/usr/bin/sleep /usr/sbin/server", main: "/usr/bin/sleep /usr/sbin/server"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.claim, func(t *testing.T) {
@@ -291,5 +303,44 @@ func TestNoCommand(t *testing.T) {
 	must(t, err)
 	if len(c.Processes) != 0 || len(c.Notes) == 0 {
 		t.Errorf("got %+v", c)
+	}
+}
+
+// An entry points at the line that declares it, in the file it stands in.
+func TestOrigins(t *testing.T) {
+	c, err := derive(t, base().with(tree{
+		"/e.sh":   "#!/bin/sh\n. /lib.sh\n\n\n\n\nprep date\neval 'ls'\nexec sleep 1\n",
+		"/lib.sh": "data prep() {\n\tid \"$1\"\n\t\"$1\"\n}\n",
+	}), image("/e.sh"))
+	must(t, err)
+	want := map[string]string{"/usr/bin/id": "/lib.sh:2", "/usr/bin/date": "/lib.sh:3", "/usr/bin/ls": "/e.sh:8", "/usr/bin/sleep": "/e.sh:9", "/usr/bin/dash": "/e.sh:1", "/e.sh": "config.Entrypoint"}
+	for _, p := range c.Processes {
+		if w := want[p.Path]; w != "" && p.Origins[0].At != w {
+			t.Errorf("%s: %v, want %s", p.Path, p.Origins[0], w)
+		}
+		delete(want, p.Path)
+	}
+	if len(want) > 0 {
+		t.Errorf("missing %v", want)
+	}
+}
+
+// What a script leaves in the background keeps its system calls, even where
+// nobody may execute it again.
+func TestAnalysePhases(t *testing.T) {
+	c, err := derive(t, base().with(tree{"/usr/sbin/crond": "elf daemon", "/e.sh": "#!/bin/sh\ncrond\nid\n(while :; do wait; done) &\nexec sleep 1\n"}), image("/e.sh"))
+	must(t, err)
+	want := map[string]record.Phase{"/usr/sbin/crond": record.Serving, "/usr/bin/id": record.Starting, "/usr/bin/dash": record.Serving, "/usr/bin/sleep": record.Serving}
+	for _, p := range c.Analyse {
+		if w, ok := want[p.Path]; ok && w != p.Phase {
+			t.Errorf("%s: %s, want %s", p.Path, p.Phase, w)
+		}
+		delete(want, p.Path)
+	}
+	if len(want) > 0 {
+		t.Errorf("missing %v", want)
+	}
+	if got := list(c, record.Serving, record.Application); got != "/usr/bin/sleep" {
+		t.Errorf("may be executed while serving: %s", got)
 	}
 }

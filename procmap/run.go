@@ -215,20 +215,23 @@ func (b *builder) object(o *object, r *run) error {
 	}
 	// execvp(3) and every shell run it with sh.
 	b.allow(o, r, b.scriptPhase(r), r.origins...)
-	c := r.child(append([]string{"/bin/sh", o.path}, r.argv[1:]...), record.Origin{Source: record.FromFile, At: o.path, Text: "text without a #! line: run by sh"})
+	c := r.child(append([]string{"/bin/sh", o.as}, r.argv[1:]...), record.Origin{Source: record.FromFile, At: o.path, Text: "text without a #! line: run by sh"})
 	return b.follow(c)
 }
 
-func (b *builder) isELF(o *object) bool {
+func (b *builder) begins(o *object, with string) bool {
 	f, err := b.view.open(o)
 	if err != nil {
 		return false
 	}
 	defer f.Close()
-	var head [4]byte
-	_, err = f.ReadAt(head[:], 0)
-	return err == nil && string(head[:]) == "\x7fELF"
+	head := make([]byte, len(with))
+	_, err = f.ReadAt(head, 0)
+	return err == nil && string(head) == with
 }
+
+func (b *builder) isELF(o *object) bool    { return b.begins(o, "\x7fELF") }
+func (b *builder) isScript(o *object) bool { return b.begins(o, "#!") }
 
 // scriptPhase is the phase of a script's own exec: it is opened once, when the
 // chain reaches it.
@@ -272,7 +275,7 @@ func (b *builder) script(o *object, head []byte, r *run) error {
 	if s.Argument != "" {
 		argv = append(argv, literals([]string{s.Argument})...)
 	}
-	argv = append(append(argv, o.path), r.argv[1:]...)
+	argv = append(append(argv, o.as), r.argv[1:]...)
 	line := "#!" + s.Interpreter
 	if s.Argument != "" {
 		line += " " + s.Argument
@@ -367,7 +370,9 @@ func (b *builder) enter(o *object, f io.ReaderAt, r *run, phase, calls record.Ph
 	shared := sharedDir(dir)
 	if !shared || phase == record.Starting {
 		names := map[string]bool{}
-		if r.helper < 2 {
+		// What a program of a shared directory names is only believed of one that
+		// a declaration runs: names like "sort" and "file" are also words.
+		if r.helper == 0 || !shared {
 			for _, n := range b.view.names(dir, 5000) {
 				names[n] = true
 			}
@@ -382,6 +387,9 @@ func (b *builder) enter(o *object, f io.ReaderAt, r *run, phase, calls record.Ph
 		}
 		b.note(record.Processes, "%s: %v", o.path, err)
 		return &elfstrings.Program{}, nil
+	}
+	if p.Detaches { // run by an entrypoint's script it may still be there when the container serves
+		calls = record.Serving
 	}
 	b.analyse(o, r, calls, r.origins...)
 	if p.Interpreter == "" {
@@ -439,13 +447,23 @@ func (b *builder) helpers(o *object, f io.ReaderAt, p *elfstrings.Program, r *ru
 		if err != nil || !h.executable() || h.path == o.path || openEnded(h) {
 			continue
 		}
-		b.helper(h, r, record.Origin{Source: record.FromFile, At: o.path, Text: clip(fmt.Sprintf("string %q beside it, imports %s", s, via), 120)})
+		c := *r
+		if sharedDir(path.Dir(o.path)) {
+			c.helper = maxHelperSteps
+		}
+		b.helper(h, &c, record.Origin{Source: record.FromFile, At: o.path, Text: clip(fmt.Sprintf("string %q beside it, imports %s", s, via), 120)})
 	}
 }
 
 // helper enters a program found by string. Shells and interpreters are entered
-// without following what they would run.
+// without following what they would run; a script is only entered where its
+// interpreter may be, which is while starting.
 func (b *builder) helper(h *object, r *run, origin record.Origin) {
+	if !b.isELF(h) {
+		if r.phase != record.Starting || !b.isScript(h) {
+			return
+		}
+	}
 	c := r.child([]string{h.path}, origin)
 	c.chain, c.serves, c.helper = false, false, r.helper+1
 	if openEnded(h) {
@@ -468,6 +486,9 @@ func (b *builder) launch(o *object, base string, l launcher, args []string, r *r
 	c := r.child(in.argv)
 	if l.many {
 		c.chain, c.serves = false, r.serves
+	}
+	if len(l.program) > 0 && c.identity == record.Application { // a daemon: it lives on
+		c.phase, c.serves = record.Serving, true
 	}
 	if in.clear {
 		c.vars = map[string]value{}
@@ -654,6 +675,34 @@ func (b *builder) interpreted(o *object, base string, lang interpreter, args []s
 		_, text, _ = strings.Cut(strings.TrimPrefix(text, "\n"), "\n")
 	}
 	b.scanText(text, name, r)
+	if in.file != "" {
+		b.wrapped(path.Base(in.file), name, r)
+	}
+}
+
+// Where packages keep the programs that a script of the same name in PATH
+// chooses from, by version or by flavour.
+var privateDirs = []string{"/usr/lib/*/bin/", "/usr/lib/*/*/bin/", "/usr/libexec/*/"}
+
+// wrapped enters the programs that a wrapper in another language than the
+// shell's stands for: those of its own name in their packages' directories, as
+// postgresql-common's pg_wrapper does for psql and pg_isready.
+func (b *builder) wrapped(name, script string, r *run) {
+	if !known(name) || r.helper >= maxHelperSteps {
+		return
+	}
+	for _, d := range privateDirs {
+		for _, p := range b.view.glob(strings.ReplaceAll(d, "*", glob)+name, "/", 16) {
+			h, err := b.view.stat(p)
+			if err != nil || !h.executable() || openEnded(h) {
+				continue
+			}
+			b.helper(h, r, record.Origin{Source: record.FromScript, At: script, Text: "stands for the program " + name})
+			if r.identity == record.Application && r.serves {
+				b.main[h.path] = true
+			}
+		}
+	}
 }
 
 // interactive records a shell or interpreter that takes its commands from

@@ -33,6 +33,12 @@ type place struct {
 	in   *input
 }
 
+// home is the text that a function's positions point into.
+type home struct {
+	file, src string
+	evalLine  int
+}
+
 // script follows one run of a shell.
 type script struct {
 	b    *builder
@@ -41,6 +47,8 @@ type script struct {
 	src  string
 	arg0 string
 	flow *flows
+
+	homes map[*syntax.Stmt]home // where functions are defined
 
 	execs    bool // it can end by exec
 	served   bool // a foreground command is not followed by exec
@@ -52,18 +60,26 @@ type script struct {
 	locals   []map[string]value
 	returns  []*state
 	exported map[string]bool
-	depth    int // of sourced files
-	evalLine int // of the eval whose text is being followed
-	busy     map[string]int
+	// exportAll: set -a was met; when it is switched off again is not followed.
+	exportAll bool
+	depth     int // of sourced files
+	evalLine  int // of the eval whose text is being followed
+	busy      map[string]int
 }
 
 // tick counts work; true means that the limit is met.
 func (b *builder) tick() bool {
-	b.work++
+	return b.charge(1)
+}
+
+// charge counts n pieces of work.
+func (b *builder) charge(n int) bool {
+	before := b.work
+	b.work += n
 	if b.work < maxWork {
-		return b.work%1024 == 0 && b.ctx.Err() != nil
+		return b.work/256 != before/256 && b.ctx.Err() != nil
 	}
-	if b.work == maxWork {
+	if before < maxWork {
 		const why = "the scripts are too large to be followed to the end"
 		b.note(record.Processes, "%s; until the container serves any program of the image may run", why)
 		if b.starting == "" {
@@ -175,7 +191,7 @@ func (b *builder) shell(o *object, base string, r *run) (phase, calls record.Pha
 			b.dynamic(r, fmt.Sprintf("%s: %v", so.path, err))
 			return phase, phase
 		}
-		src, s.file, s.arg0 = string(data), so.path, c.file
+		src, s.file, s.arg0 = string(data), so.as, c.file
 	default:
 		if r.input != nil && r.input.known {
 			src = r.input.text
@@ -195,6 +211,7 @@ func (b *builder) shell(o *object, base string, r *run) (phase, calls record.Pha
 		return phase, phase
 	}
 	s.src = src
+	s.homes = map[*syntax.Stmt]home{}
 	s.flow = &flows{funcs: map[string]*syntax.Stmt{}, memo: map[*syntax.Stmt]flow{}, busy: map[*syntax.Stmt]bool{}}
 	s.declare(f)
 	s.execs = s.flow.list(f.Stmts)&execs != 0
@@ -255,6 +272,7 @@ func (s *script) declare(f *syntax.File) {
 	syntax.Walk(f, func(n syntax.Node) bool {
 		if d, ok := n.(*syntax.FuncDecl); ok && d.Name != nil && len(s.flow.funcs) < 10_000 {
 			s.flow.funcs[d.Name.Value] = d.Body
+			s.homes[d.Body] = home{s.file, s.src, s.evalLine}
 		}
 		return true
 	})
@@ -470,7 +488,7 @@ func (s *script) where(c place, next flow) (phase record.Phase, chain, serves bo
 func (s *script) exports(st *state, extra map[string]value) map[string]value {
 	vars := make(map[string]value, len(s.exported)+len(extra))
 	for k, v := range st.vars {
-		if s.exported[k] {
+		if s.exportAll || s.exported[k] {
 			vars[k] = v
 		}
 	}
@@ -597,6 +615,11 @@ func (s *script) command(argv []string, n *syntax.CallExpr, st *state, next flow
 		return
 	case "eval":
 		text := strings.Join(args, " ")
+		if rest, ok := strings.CutPrefix(text, "set -- "); ok && !known(rest) {
+			// The getopt(1) idiom: its output is quoted, and are arguments only.
+			st.args = value{{unknown}}
+			return
+		}
 		if !known(text) {
 			if strings.Trim(text, wildcards+" ") != "" || len(args) > 0 {
 				s.dynamic(n, st, c, next, "eval "+text)
@@ -760,7 +783,12 @@ func (s *script) function(name string, body *syntax.Stmt, args []string, st *sta
 		s.local(k, st)
 		st.vars[k] = v
 	}
+	at := home{s.file, s.src, s.evalLine}
+	if h, ok := s.homes[body]; ok {
+		s.file, s.src, s.evalLine = h.file, h.src, h.evalLine
+	}
 	s.stmt(body, st, next, c)
+	s.file, s.src, s.evalLine = at.file, at.src, at.evalLine
 	for _, r := range s.returns {
 		st.join(r)
 	}
@@ -919,6 +947,9 @@ func (s *script) set(args []string, st *state) {
 		case len(a) > 1 && (a[0] == '-' || a[0] == '+'):
 			if strings.HasSuffix(a, "o") {
 				i++
+			}
+			if a[0] == '-' && strings.Contains(a, "a") || strings.HasSuffix(a, "o") && i < len(args) && args[i] == "allexport" {
+				s.exportAll = true
 			}
 		default:
 			st.args = value{slices.Clone(args[i:])}

@@ -16,7 +16,7 @@ const (
 )
 
 const (
-	maxAlternatives = 256
+	maxAlternatives = 128
 	maxFields       = 1024
 	maxText         = 4096
 	maxArgVectors   = 8
@@ -64,6 +64,9 @@ func (v value) add(f fields) value {
 }
 
 func union(a, b value) value {
+	if len(a) == len(b) && len(a) > 0 && &a[0] == &b[0] {
+		return a
+	}
 	out := slices.Clip(a)
 	for _, f := range b {
 		out = out.add(f)

@@ -41,7 +41,8 @@ type mount struct {
 
 // object is a file or directory in the view.
 type object struct {
-	path  string // in the container
+	path  string // in the container, free of symbolic links
+	as    string // as it was asked for
 	st    unix.Stat_t
 	mount *mount
 	root  *rootfs.Root
@@ -169,7 +170,10 @@ func (m *mount) stat(p string) (*object, error) {
 			return nil, unix.ENOTDIR
 		}
 		_, st, err := m.root.Stat(m.file)
-		return &object{path: m.dest, st: st, mount: m, root: m.root, name: m.file}, err
+		if err != nil {
+			return nil, err
+		}
+		return &object{path: m.dest, st: st, mount: m, root: m.root, name: m.file}, nil
 	}
 	name, st, err := m.root.Stat("/" + rel)
 	if err != nil {
@@ -188,6 +192,9 @@ func (v *view) stat(p string) (*object, error) {
 		return r.o, r.err
 	}
 	o, err := v.statUncached(p)
+	if o != nil {
+		o.as = p
+	}
 	if len(v.stats) < 100_000 {
 		v.stats[p] = statResult{o, err}
 	}

@@ -29,7 +29,9 @@ func (s *script) words(words []*syntax.Word, st *state, pure bool) []fields {
 			each = append(each, s.word(b, st, pure))
 		}
 	}
-	return product(each)
+	out := product(each)
+	s.b.charge(len(out) / 2)
+	return out
 }
 
 // product combines alternatives. When there are too many combinations each
@@ -172,7 +174,7 @@ func (s *script) text(w *syntax.Word, st *state, pure bool) []string {
 
 func (s *script) parts(parts []syntax.WordPart, st *state, quoted, pure bool) []fields {
 	acc := []partial{{}}
-	add := func(alts value, quoted bool) {
+	add := func(alts value) {
 		var next []partial
 		for _, p := range acc {
 			for _, a := range alts {
@@ -194,7 +196,7 @@ func (s *script) parts(parts []syntax.WordPart, st *state, quoted, pure bool) []
 			}
 		}
 		acc = next
-		_ = quoted
+		s.b.charge(len(next) / 4)
 	}
 	for i, part := range parts {
 		if s.b.tick() {
@@ -207,7 +209,7 @@ func (s *script) parts(parts []syntax.WordPart, st *state, quoted, pure bool) []
 				if t == "~" || strings.HasPrefix(t, "~/") {
 					home := s.lookup("HOME", st).texts()
 					if len(home) == 1 {
-						add(scalar(home[0]), true)
+						add(scalar(home[0]))
 						t = t[1:]
 					}
 				} else {
@@ -217,19 +219,19 @@ func (s *script) parts(parts []syntax.WordPart, st *state, quoted, pure bool) []
 					}
 				}
 			}
-			add(scalar(literal(t, quoted)), quoted)
+			add(scalar(literal(t, quoted)))
 		case *syntax.SglQuoted:
 			t := x.Value
 			if x.Dollar {
 				t, _, _ = expand.Format(nil, x.Value, nil)
 			}
-			add(scalar(strip(t)), true)
+			add(scalar(strip(t)))
 		case *syntax.DblQuoted:
 			alts := s.parts(x.Parts, st, true, pure)
 			if len(x.Parts) == 0 {
 				alts = scalar("")
 			}
-			add(alts, true)
+			add(alts)
 		case *syntax.ParamExp:
 			alts, list := s.param(x, st, quoted, pure)
 			switch {
@@ -242,7 +244,7 @@ func (s *script) parts(parts []syntax.WordPart, st *state, quoted, pure bool) []
 			case !quoted:
 				alts = split(alts)
 			}
-			add(alts, quoted)
+			add(alts)
 		case *syntax.CmdSubst:
 			alts := s.substitution(x, st, pure)
 			if !quoted {
@@ -250,19 +252,19 @@ func (s *script) parts(parts []syntax.WordPart, st *state, quoted, pure bool) []
 			} else {
 				alts = scalar(alts.texts()...)
 			}
-			add(alts, quoted)
+			add(alts)
 		case *syntax.ProcSubst:
 			if !pure {
 				s.stmts(x.Stmts, st.clone(), falls, place{sub: true})
 			}
-			add(scalar("/dev/fd/"+unknown), true)
+			add(scalar("/dev/fd/" + unknown))
 		case *syntax.ExtGlob:
-			add(scalar(glob), quoted)
+			add(scalar(glob))
 		default: // arithmetic: a number
 			if a, ok := part.(*syntax.ArithmExp); ok && !pure {
 				s.arithm(a.X, st)
 			}
-			add(scalar(unknown), true)
+			add(scalar(unknown))
 		}
 	}
 	var out value
@@ -591,6 +593,7 @@ func (s *script) expansion(x *syntax.ParamExp, v value, st *state, quoted, pure 
 				f := make(fields, len(a))
 				for i, t := range a {
 					f[i] = trim(t, p, e.Op)
+					s.b.charge(1 + len(t)/16)
 				}
 				out = out.add(f)
 			}
@@ -749,7 +752,7 @@ func (s *script) oneLine(stmt *syntax.Stmt) bool {
 	if !ok || len(c.Args) == 0 {
 		return false
 	}
-	return !slices.Contains([]string{"find", "ls"}, c.Args[0].Lit())
+	return !slices.Contains([]string{"find", "ls", "run-parts"}, c.Args[0].Lit())
 }
 
 // output gives what is known of a command's output, by line.
@@ -852,6 +855,14 @@ func (s *script) outputOf(argv []string, st *state) ([]string, bool) {
 			}
 			if len(out) == 0 {
 				out = []string{""}
+			}
+			return out, true
+		}
+	case "run-parts":
+		if len(operands) == 1 && known(operands[0]) && (slices.Contains(args, "--list") || slices.Contains(args, "--test")) {
+			var out []string
+			for _, n := range s.b.view.names(operands[0], maxAlternatives) {
+				out = append(out, path.Join(operands[0], n))
 			}
 			return out, true
 		}

@@ -354,8 +354,8 @@ func (b *builder) writableOwned(w *writables) {
 	}
 	queue := []dir{{"/", 0}}
 	for len(queue) > 0 {
-		d := queue[len(queue)-1]
-		queue = queue[:len(queue)-1]
+		d := queue[0]
+		queue = queue[1:]
 		if d.depth > maxWalkDepth || b.ctx.Err() != nil {
 			continue
 		}

@@ -42,6 +42,9 @@ type Program struct {
 	Shell []string
 	// Exec lists the imports through which it starts programs by name.
 	Exec []string
+	// Detaches: it imports daemon or setsid, and may live on in the background
+	// after it has returned to whoever ran it.
+	Detaches bool
 	// Paths are absolute paths among its strings; Names are strings without a
 	// slash for which the caller's filter was true. Both are only looked for
 	// when the program can start programs at all, and are sorted.
@@ -122,6 +125,8 @@ func (p *Program) imports(f *elf.File) {
 				switch {
 				case slices.Contains(shellCalls, s.Name):
 					p.Shell = append(p.Shell, s.Name)
+				case s.Name == "daemon" || s.Name == "setsid":
+					p.Detaches = true
 				case slices.Contains(execCalls, s.Name):
 					p.Exec = append(p.Exec, s.Name)
 				}
