@@ -106,11 +106,13 @@ type Inst struct {
 	// Seg is true under an FS or GS prefix.
 	Seg    bool
 	Signed bool // Movx sign-extends
-	Reg    uint8
-	RM     uint8 // register number when not IsMem
-	Base   uint8 // None without one
-	Index  uint8 // None without one
-	Scale  uint8
+	// Privileged is true for what faults in a program: in data taken for code.
+	Privileged bool
+	Reg        uint8
+	RM         uint8 // register number when not IsMem
+	Base       uint8 // None without one
+	Index      uint8 // None without one
+	Scale      uint8
 	// High is true for an 8-bit operand in AH, CH, DH or BH.
 	High bool
 	Disp int32
@@ -378,6 +380,10 @@ prefixes:
 	}
 	in.Len = uint8(p)
 	classify(op, in, rex, rep)
+	switch {
+	case op >= 0x6c && op <= 0x6f, op >= 0xe4 && op <= 0xe7, op >= 0xec && op <= 0xef, op == 0xfa, op == 0xfb, op == 0xcf, op == 0xca, op == 0xcb:
+		in.Privileged = true
+	}
 	return true
 }
 
@@ -917,4 +923,20 @@ func decodeXOP(code []byte, p, n int, in *Inst) bool {
 	in.Len = uint8(p)
 	in.writes = bit(in.Reg) | bit(in.RM) | bit(vvvv)
 	return true
+}
+
+// DstReg and SrcReg give the operands of a Mov or Alu between registers.
+func (i *Inst) DstReg() uint8 {
+	if i.Load {
+		return i.Reg
+	}
+	return i.RM
+}
+
+// SrcReg is the other operand.
+func (i *Inst) SrcReg() uint8 {
+	if i.Load {
+		return i.RM
+	}
+	return i.Reg
 }

@@ -1,0 +1,292 @@
+package seccompgen
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/declarun/declarun/seccompgen/x86"
+	"github.com/declarun/declarun/shim/plan"
+	"github.com/declarun/declarun/shim/record"
+	"github.com/declarun/declarun/shim/rootfs"
+	"golang.org/x/sys/unix"
+)
+
+// Program is one program that a container may run.
+type Program struct {
+	Path    string // in the image, free of symbolic links
+	Phase   record.Phase
+	Origins []record.Origin
+}
+
+// Request asks for the system calls of a container.
+type Request struct {
+	Programs []Program
+	// Env is the environment they start with; LD_LIBRARY_PATH, LD_PRELOAD,
+	// LANG and LC_* matter.
+	Env []string
+	// ExtraLibraries are opened at run time: paths, or names that the loader finds.
+	ExtraLibraries []string
+}
+
+// Result is what the programs can ask of the kernel.
+type Result struct {
+	Calls      []plan.Syscall // sorted by name
+	Unresolved []plan.Site
+	Machine    string // GOARCH
+	Has32      bool   // a 32-bit program is among them
+	Libraries  []string
+	Setuid     []string // programs that are setuid or setgid
+	FileCaps   []string // programs that carry file capabilities
+}
+
+// always are calls that no program is seen to make: the kernel's own returns
+// from signals and stops, and the ends that every runtime falls back on.
+var always = []string{"rt_sigreturn", "restart_syscall", "exit", "exit_group"}
+
+const maxOrigins = 3
+
+// Analyse works out the system calls of every program of the request, with
+// everything it loads.
+func Analyse(ctx context.Context, root *rootfs.Root, req Request, cache Cache) (Result, error) {
+	if cache == nil {
+		cache = NoCache{}
+	}
+	if len(req.Programs) == 0 {
+		return Result{}, errors.New("analyse programs: none given")
+	}
+	r := &reader{root: root, seen: map[string]string{}}
+	key := requestKey(r, req)
+	if b, ok := cache.Get(key); ok {
+		var hit answer
+		if json.Unmarshal(b, &hit) == nil && unchanged(root, hit.Seen) {
+			return hit.Result, nil
+		}
+	}
+	res, err := analyse(ctx, r, req, cache)
+	if err != nil {
+		return Result{}, err
+	}
+	if b, err := json.Marshal(answer{res, r.seen}); err == nil {
+		cache.Put(key, b)
+	}
+	return res, nil
+}
+
+// answer is the cached form of a result, with all that it depends on.
+type answer struct {
+	Result Result
+	Seen   map[string]string
+}
+
+// requestKey names a request by its words and the identity of its programs.
+func requestKey(r *reader, req Request) string {
+	h := sha256.New()
+	enc := json.NewEncoder(h)
+	env := slices.DeleteFunc(slices.Clone(req.Env), func(kv string) bool {
+		return !strings.HasPrefix(kv, "LD_") && !strings.HasPrefix(kv, "LANG") && !strings.HasPrefix(kv, "LC_")
+	})
+	if err := enc.Encode([]any{req.Programs, env, req.ExtraLibraries}); err != nil {
+		return ""
+	}
+	for _, p := range req.Programs {
+		r.stat(p.Path)
+		fmt.Fprintln(h, r.seen[p.Path])
+	}
+	return "request " + version + " " + hex.EncodeToString(h.Sum(nil))
+}
+
+func (s *store) knownKey() string {
+	if len(s.known) == 1 {
+		return "syscall"
+	}
+	h := sha256.New()
+	for _, name := range slices.Sorted(maps.Keys(s.known)) {
+		fmt.Fprintln(h, name, s.known[name])
+	}
+	return hex.EncodeToString(h.Sum(nil)[:8])
+}
+
+func analyse(ctx context.Context, r *reader, req Request, cache Cache) (Result, error) {
+	known := map[string][]location{"syscall": {reg(x86.RDI)}}
+	for range maxKnown {
+		st := newStore(r, cache, known)
+		out, err := st.result(ctx, r, req)
+		if err != nil {
+			return out, err
+		}
+		if !st.learn() {
+			return out, nil
+		}
+		known = st.known
+	}
+	return Result{}, errors.New("analyse programs: functions that take a call number refer to each other without end")
+}
+
+// maxKnown bounds how often the closure is looked at again because a library
+// turned out to export a function that takes a call number.
+const maxKnown = 5
+
+// learn adds to the known functions those that files seen export and import.
+func (s *store) learn() bool {
+	imported := map[string]bool{}
+	for _, e := range s.mem {
+		if e.sum != nil {
+			for _, name := range e.sum.Imports {
+				imported[name] = true
+			}
+		}
+	}
+	known := maps.Clone(s.known)
+	grew := false
+	for _, e := range s.mem {
+		if e.sum == nil {
+			continue
+		}
+		for _, w := range e.sum.Wrappers {
+			if imported[w.Name] && !slices.Contains(known[w.Name], w.Arg) {
+				known[w.Name] = append(slices.Clone(known[w.Name]), w.Arg)
+				grew = true
+			}
+		}
+	}
+	for _, l := range known {
+		slices.SortFunc(l, func(a, b location) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
+	}
+	s.known = known
+	return grew
+}
+
+func (st *store) result(ctx context.Context, r *reader, req Request) (Result, error) {
+	var out Result
+	out.Machine = "amd64"
+	l := newLoader(ctx, r, st, req.Env)
+	type found struct {
+		phase   record.Phase
+		origins []record.Origin
+	}
+	calls := map[string]*found{}
+	sites := map[plan.Site]bool{}
+	libs := map[string]bool{}
+	for _, p := range req.Programs {
+		h, err := st.head(p.Path)
+		if err != nil {
+			return out, &NotProgram{p.Path, err, "name a program, or the interpreter of the script"}
+		}
+		if h.Class == 1 && h.Machine == 3 {
+			out.Has32 = true
+			sites[plan.Site{File: p.Path, Reason: "a 32-bit program is not analysed"}] = true
+			continue
+		}
+		r.privileged(p.Path, &out)
+		g, err := l.graph(p.Path, req.ExtraLibraries)
+		if err != nil {
+			return out, err
+		}
+		for _, m := range g.mods[1:] {
+			libs[m.path] = true
+		}
+		cs, un := g.calls(out.Machine)
+		for _, u := range un {
+			sites[plan.Site{File: u.File, Address: u.Addr, Reason: u.Reason}] = true
+		}
+		for _, name := range always {
+			cs = append(cs, call{name, p.Path})
+		}
+		for _, c := range cs {
+			f := calls[c.Name]
+			if f == nil {
+				f = &found{phase: p.Phase}
+				calls[c.Name] = f
+			}
+			f.phase = f.phase.Widest(p.Phase)
+			if len(f.origins) < maxOrigins {
+				f.origins = append(f.origins, record.Origin{Source: record.FromFile, At: c.Origin})
+			}
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(calls)) {
+		f := calls[name]
+		out.Calls = append(out.Calls, plan.Syscall{Name: name, Phase: f.phase, Origins: f.origins})
+	}
+	for s := range sites {
+		out.Unresolved = append(out.Unresolved, s)
+	}
+	slices.SortFunc(out.Unresolved, func(a, b plan.Site) int {
+		return cmp.Or(strings.Compare(a.File, b.File), cmp.Compare(a.Address, b.Address), strings.Compare(a.Reason, b.Reason))
+	})
+	out.Libraries = slices.Sorted(maps.Keys(libs))
+	return out, nil
+}
+
+// privileged notes what a program's file gives it.
+func (r *reader) privileged(name string, out *Result) {
+	if _, st, ok := r.stat(name); ok && st.Mode&(unix.S_ISUID|unix.S_ISGID) != 0 {
+		out.Setuid = append(out.Setuid, name)
+	}
+	f, err := r.root.Open(name)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	var buf [64]byte
+	if n, err := unix.Fgetxattr(int(f.Fd()), "security.capability", buf[:]); err == nil && n > 0 {
+		out.FileCaps = append(out.FileCaps, name)
+	}
+}
+
+// graph links a program, adds what it may open by name, and links again until
+// nothing new can be opened.
+func (l *loader) graph(file string, extra []string) (*graph, error) {
+	c, err := l.program(file, extra)
+	if err != nil {
+		return nil, err
+	}
+	for range 8 {
+		g := link(c.mods)
+		g.run()
+		before := len(c.mods)
+		plugins := l.plugins(c, g)
+		l.prefetch(plugins)
+		for _, p := range plugins {
+			if err := l.add(c, p, true, nil); err != nil {
+				return nil, err
+			}
+		}
+		if len(c.mods) == before {
+			return g, nil
+		}
+	}
+	g := link(c.mods)
+	g.run()
+	return g, nil
+}
+
+// parallel is how many files are analysed at a time.
+const parallel = 2
+
+// prefetch analyses files side by side. Errors come back when they are asked for.
+func (l *loader) prefetch(files []string) {
+	var wg sync.WaitGroup
+	next := make(chan string)
+	for range min(parallel, len(files)) {
+		wg.Go(func() {
+			for file := range next {
+				_, _ = l.store.summary(l.ctx, file)
+			}
+		})
+	}
+	for _, file := range files {
+		next <- file
+	}
+	close(next)
+	wg.Wait()
+}

@@ -1,0 +1,369 @@
+package seccompgen
+
+import (
+	"context"
+	"debug/elf"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/declarun/declarun/shim/rootfs"
+	"golang.org/x/sys/unix"
+)
+
+// reader reads the image and remembers what it looked at, so that a cached
+// result can be checked against the image without reading it again.
+type reader struct {
+	root *rootfs.Root
+	seen map[string]string // path → identity, "" where nothing is
+}
+
+// identity changes when a file does: ctime cannot be set from a container.
+func identity(p string, st *unix.Stat_t) string {
+	return fmt.Sprintf("%s %o %d %d %d.%d", p, st.Mode, st.Ino, st.Size, st.Ctim.Sec, st.Ctim.Nsec)
+}
+
+// stat gives the path of a file free of symbolic links, and its identity.
+func (r *reader) stat(name string) (string, *unix.Stat_t, bool) {
+	p, st, err := r.root.Stat(name)
+	if err != nil {
+		r.seen[name] = ""
+		return "", nil, false
+	}
+	r.seen[name] = identity(p, &st)
+	return p, &st, true
+}
+
+func (r *reader) regular(name string) (string, *unix.Stat_t, bool) {
+	p, st, ok := r.stat(name)
+	if !ok || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return "", nil, false
+	}
+	return p, st, true
+}
+
+func (r *reader) dir(name string) ([]fs.DirEntry, bool) {
+	if _, st, ok := r.stat(name); !ok || st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return nil, false
+	}
+	entries, err := r.root.ReadDir(name, 0)
+	if err != nil {
+		return nil, false
+	}
+	slices.SortFunc(entries, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
+	return entries, true
+}
+
+func (r *reader) text(name string) string {
+	if _, _, ok := r.regular(name); !ok {
+		return ""
+	}
+	b, err := r.root.ReadFile(name, 1<<20)
+	if err != nil {
+		return ""
+	}
+	return string(b)
+}
+
+// unchanged tells whether everything that was looked at is still the same.
+func unchanged(root *rootfs.Root, seen map[string]string) bool {
+	r := reader{root: root, seen: map[string]string{}}
+	for name, id := range seen {
+		r.stat(name)
+		if r.seen[name] != id {
+			return false
+		}
+	}
+	return true
+}
+
+// MissingLibrary is a library that the loader would not find either.
+type MissingLibrary struct{ Name, For string }
+
+func (e *MissingLibrary) Error() string {
+	return fmt.Sprintf("find library %s of %s: not in the image", e.Name, e.For)
+}
+
+// Remedy says what to do about it.
+func (e *MissingLibrary) Remedy() string {
+	return "install the library in the image, or mount it where the loader looks; the program would not start without it"
+}
+
+// NotProgram is a program that cannot be analysed.
+type NotProgram struct {
+	Path  string
+	Cause error
+	Way   string
+}
+
+func (e *NotProgram) Error() string { return fmt.Sprintf("analyse %s: %v", e.Path, e.Cause) }
+func (e *NotProgram) Unwrap() error { return e.Cause }
+
+// Remedy says what to do about it.
+func (e *NotProgram) Remedy() string { return e.Way }
+
+// loader finds libraries the way ld.so(8) does, and reads each file once.
+type loader struct {
+	ctx   context.Context
+	r     *reader
+	store *store
+	env   map[string]string
+	dirs  []string // ld.so.conf and the default directories of glibc
+	musl  []string
+	isDir map[string]bool // ordinary library directories, free of symbolic links
+}
+
+func newLoader(ctx context.Context, r *reader, s *store, env []string) *loader {
+	l := &loader{ctx: ctx, r: r, store: s, env: map[string]string{}, isDir: map[string]bool{}}
+	for _, kv := range env {
+		if k, v, ok := strings.Cut(kv, "="); ok {
+			l.env[k] = v
+		}
+	}
+	seen := map[string]bool{}
+	l.readConf("/etc/ld.so.conf", seen, 0)
+	l.dirs = append(l.dirs, "/lib64", "/usr/lib64", "/lib", "/usr/lib",
+		"/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu")
+	l.musl = []string{"/lib", "/usr/local/lib", "/usr/lib"}
+	if p := r.text("/etc/ld-musl-x86_64.path"); p != "" {
+		l.musl = strings.FieldsFunc(p, func(c rune) bool { return c == ':' || c == '\n' })
+	}
+	for _, d := range slices.Concat(l.dirs, l.musl) {
+		l.isDir[path.Clean(d)] = true
+		if p, _, ok := r.stat(d); ok {
+			l.isDir[p] = true
+		}
+	}
+	return l
+}
+
+// readConf reads ld.so.conf. The cache made from it holds nothing that the
+// directories do not.
+func (l *loader) readConf(name string, seen map[string]bool, depth int) {
+	if seen[name] || depth > 4 || len(seen) > 100 {
+		return
+	}
+	seen[name] = true
+	for line := range strings.Lines(l.r.text(name)) {
+		line, _, _ = strings.Cut(strings.TrimSpace(line), "#")
+		f := strings.Fields(line)
+		switch {
+		case len(f) == 0:
+		case f[0] == "include":
+			for _, pat := range f[1:] {
+				if !path.IsAbs(pat) {
+					pat = path.Join(path.Dir(name), pat)
+				}
+				if !strings.Contains(path.Base(pat), "*") {
+					l.readConf(pat, seen, depth+1)
+					continue
+				}
+				entries, _ := l.r.dir(path.Dir(pat))
+				for _, e := range entries {
+					if ok, _ := path.Match(path.Base(pat), e.Name()); ok {
+						l.readConf(path.Join(path.Dir(pat), e.Name()), seen, depth+1)
+					}
+				}
+			}
+		case path.IsAbs(f[0]) && len(l.dirs) < 200:
+			l.dirs = append(l.dirs, path.Clean(f[0]))
+		}
+	}
+}
+
+func expand(list, origin string) []string {
+	var out []string
+	for d := range strings.SplitSeq(list, ":") {
+		d = strings.NewReplacer("$ORIGIN", origin, "${ORIGIN}", origin, "$LIB", "lib/x86_64-linux-gnu", "${LIB}", "lib/x86_64-linux-gnu",
+			"$PLATFORM", "x86_64", "${PLATFORM}", "x86_64").Replace(d)
+		if path.IsAbs(d) && len(out) < 100 {
+			out = append(out, path.Clean(d))
+		}
+	}
+	return out
+}
+
+// find gives the path of a library needed by a module. rpaths are those of the
+// module and of what loaded it.
+func (l *loader) find(name string, m *module, rpaths []string, musl bool) (string, bool) {
+	if strings.Contains(name, "/") {
+		if !path.IsAbs(name) {
+			name = path.Join("/", name) // relative to a working directory that is not known here
+		}
+		p, _, ok := l.r.regular(name)
+		return p, ok
+	}
+	var dirs []string
+	origin := path.Dir(m.path)
+	if m.sum.Runpath == "" {
+		dirs = append(dirs, rpaths...)
+	}
+	dirs = append(dirs, expand(l.env["LD_LIBRARY_PATH"], origin)...)
+	dirs = append(dirs, expand(m.sum.Runpath, origin)...)
+	if musl {
+		dirs = append(dirs, rpaths...)
+		dirs = append(dirs, l.musl...)
+	} else if !m.sum.NoDefaultLib {
+		dirs = append(dirs, l.dirs...)
+	}
+	for _, d := range dirs {
+		p, _, ok := l.r.regular(path.Join(d, name))
+		if ok && l.store.loadable(p) {
+			return p, true
+		}
+	}
+	return "", false
+}
+
+// closure is a program with everything it loads.
+type closure struct {
+	mods  []*module
+	index map[string]int
+	names map[string]bool // sonames that are loaded
+	musl  bool
+	rpath map[string][]string
+}
+
+// maxModules bounds a closure.
+const maxModules = 4000
+
+// add loads a file and all that it needs. exported marks files opened by name;
+// a library that such a file lacks is left out, as dlopen(3) fails then.
+func (l *loader) add(c *closure, file string, exported bool, loaderRpath []string) error {
+	type todo struct {
+		file  string
+		rpath []string
+	}
+	work := []todo{{file, loaderRpath}}
+	for len(work) > 0 {
+		if err := l.ctx.Err(); err != nil {
+			return err
+		}
+		if len(work) > 1 {
+			files := make([]string, len(work))
+			for i := range work {
+				files[i] = work[i].file
+			}
+			l.prefetch(files)
+		}
+		w := work[0]
+		work = work[1:]
+		if i, ok := c.index[w.file]; ok {
+			if exported && w.file == file {
+				c.mods[i].exported = true
+			}
+			continue
+		}
+		if len(c.mods) >= maxModules {
+			return fmt.Errorf("load %s: more than %d libraries", file, maxModules)
+		}
+		sum, err := l.store.summary(l.ctx, w.file)
+		if err != nil {
+			if exported && l.ctx.Err() == nil && !errors.Is(err, errTooLarge) {
+				continue // not something that could be opened
+			}
+			return err
+		}
+		m := &module{path: w.file, sum: sum, exported: exported && w.file == file}
+		c.index[w.file] = len(c.mods)
+		c.mods = append(c.mods, m)
+		if sum.Soname != "" {
+			c.names[sum.Soname] = true
+		}
+		c.names[path.Base(w.file)] = true
+		rpath := w.rpath
+		if sum.Runpath == "" && sum.Rpath != "" {
+			rpath = append(expand(sum.Rpath, path.Dir(w.file)), w.rpath...)
+		} else if c.musl && sum.Runpath != "" {
+			rpath = append(expand(sum.Runpath, path.Dir(w.file)), w.rpath...)
+		}
+		if sum.Interp != "" && len(c.mods) == 1 {
+			p, _, ok := l.r.regular(sum.Interp)
+			if !ok {
+				return &MissingLibrary{sum.Interp, w.file}
+			}
+			c.musl = strings.HasPrefix(path.Base(sum.Interp), "ld-musl-")
+			work = append(work, todo{p, nil})
+		}
+		for _, need := range sum.Needed {
+			if c.names[need] || c.musl && muslBuiltin(need) {
+				continue
+			}
+			p, ok := l.find(need, m, rpath, c.musl)
+			if !ok {
+				if exported {
+					continue
+				}
+				return &MissingLibrary{need, w.file}
+			}
+			c.names[need] = true
+			work = append(work, todo{p, rpath})
+		}
+	}
+	return nil
+}
+
+// muslBuiltin are the names that musl's loader takes for itself.
+func muslBuiltin(name string) bool {
+	for _, p := range []string{"libc.", "libpthread.", "librt.", "libm.", "libdl.", "libutil.", "libxnet."} {
+		if strings.HasPrefix(name, p) {
+			return true
+		}
+	}
+	return false
+}
+
+// program loads a program with its interpreter, libraries and preloads.
+func (l *loader) program(file string, extra []string) (*closure, error) {
+	c := &closure{index: map[string]int{}, names: map[string]bool{}}
+	if err := l.add(c, file, false, nil); err != nil {
+		return nil, err
+	}
+	if c.mods[0].sum.Interp == "" {
+		return c, nil // static
+	}
+	for name := range strings.FieldsFuncSeq(l.env["LD_PRELOAD"], func(r rune) bool { return r == ' ' || r == ':' }) {
+		if p, ok := l.find(name, c.mods[0], nil, c.musl); ok {
+			if err := l.add(c, p, true, nil); err != nil {
+				return nil, err
+			}
+		}
+	}
+	for name := range strings.FieldsSeq(l.r.text("/etc/ld.so.preload")) {
+		if p, ok := l.find(name, c.mods[0], nil, c.musl); ok {
+			if err := l.add(c, p, true, nil); err != nil {
+				return nil, err
+			}
+		}
+	}
+	for _, name := range extra {
+		p, ok := l.find(name, c.mods[0], nil, c.musl)
+		if !ok {
+			return nil, &MissingLibrary{name, file}
+		}
+		if err := l.add(c, p, true, nil); err != nil {
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+var errMachine = errors.New("machine is not supported")
+
+// goarch names the architecture of a file.
+func goarch(m elf.Machine, c elf.Class) string {
+	switch {
+	case m == elf.EM_X86_64 && c == elf.ELFCLASS64:
+		return "amd64"
+	case m == elf.EM_AARCH64 && c == elf.ELFCLASS64:
+		return "arm64"
+	case m == elf.EM_386:
+		return "386"
+	case m == elf.EM_ARM:
+		return "arm"
+	}
+	return m.String()
+}

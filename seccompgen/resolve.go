@@ -1,0 +1,239 @@
+package seccompgen
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/declarun/declarun/seccompgen/x86"
+)
+
+// demand asks what callers of a function leave in a location.
+type demand struct {
+	fn  int32
+	loc location
+}
+
+// resolve finds the number of every system call of the file, following
+// functions that take it as an argument to their callers.
+func (b *builder) resolve() error {
+	var queue []demand
+	asked := map[demand]bool{}
+	ask := func(fi int32, loc location) {
+		d := demand{fi, loc}
+		if loc.Slot && (loc.Off < -maxFrame || loc.Off > maxStackArgs) || len(asked) >= maxDemands {
+			if len(b.out.Trouble) >= maxTrouble {
+				return
+			}
+			b.out.Trouble = append(b.out.Trouble, site{Addr: b.out.Funcs[fi].Addr, Reason: "passed through too many functions"})
+			return
+		}
+		if !asked[d] {
+			asked[d] = true
+			queue = append(queue, d)
+		}
+	}
+	record := func(fi int32, pc uint64, v values) {
+		fn := &b.out.Funcs[fi]
+		for _, c := range v.consts {
+			if b.nsites < maxSites {
+				b.nsites++
+				fn.Sites = append(fn.Sites, site{Addr: pc, Nr: clampNr(c)})
+			}
+		}
+		for _, p := range v.params {
+			if b.argumentLocation(fi, p) {
+				ask(fi, p)
+				continue
+			}
+			// Only another part of the same function can have put it there.
+			parts := false
+			for i, r := range b.calls {
+				if r.target == fi && r.jump && b.callFunc[i] != fi {
+					parts = true
+					break
+				}
+			}
+			if parts {
+				ask(fi, p)
+			} else if v.unknown == "" {
+				v.unknown = "in a register that is no argument"
+			}
+		}
+		if v.unknown == "" {
+			return
+		}
+		if nrs, ok := b.benign(fi, pc, v.unknown); ok {
+			for _, nr := range nrs {
+				fn.Sites = append(fn.Sites, site{Addr: pc, Nr: nr})
+			}
+			return
+		}
+		if b.nsites < maxSites {
+			b.nsites++
+			fn.Sites = append(fn.Sites, site{Addr: pc, Reason: v.unknown})
+		}
+	}
+
+	for i, pc := range b.syscalls {
+		if err := b.ctx.Err(); err != nil {
+			return err
+		}
+		fi := b.sysFunc[i]
+		d := b.body(fi)
+		record(fi, pc, valuesBefore(b.f, d, d.index(pc), reg(x86.RAX)))
+	}
+
+	byTarget := map[int32][]int32{}
+	indexed := false
+	followIndirect := map[location]bool{}
+	indirect := func(loc location) {
+		if followIndirect[loc] {
+			return
+		}
+		followIndirect[loc] = true
+		for i, r := range b.indirect {
+			fi := b.indFunc[i]
+			if r.jump {
+				// A jump with anything on the stack is a switch, not a call.
+				d := b.body(fi)
+				if k := d.index(r.site); k >= 0 && d.delta[k] > unvisited && d.delta[k] != 0 || d.switches {
+					continue
+				}
+			}
+			if v, ok := b.argument(fi, r.site, loc, r.jump, false); ok && v.unknown != anAddress {
+				record(fi, r.site, v)
+			}
+		}
+	}
+	for i, r := range b.imports {
+		sym := b.out.Imports[r.sym]
+		if r.site == 0 {
+			continue
+		}
+		for _, loc := range b.known[sym] {
+			fi := b.impFunc[i]
+			v, _ := b.argument(fi, r.site, loc, r.jump, false)
+			record(fi, r.site, v)
+		}
+	}
+	for sym := range b.takenSym {
+		for _, loc := range b.known[sym] {
+			indirect(loc)
+		}
+	}
+	for len(queue) > 0 {
+		if err := b.ctx.Err(); err != nil {
+			return err
+		}
+		q := queue[0]
+		queue = queue[1:]
+		if !indexed {
+			indexed = true
+			for i, r := range b.calls {
+				if r.site != 0 {
+					byTarget[r.target] = append(byTarget[r.target], int32(i))
+				}
+			}
+		}
+		for _, i := range byTarget[q.fn] {
+			r := b.calls[i]
+			fi := b.callFunc[i]
+			if !r.jump && !b.argumentLocation(q.fn, q.loc) {
+				continue // what a caller has there is not meant for the function
+			}
+			v, _ := b.argument(fi, r.site, q.loc, r.jump, r.after)
+			record(fi, r.site, v)
+		}
+		if !b.argumentLocation(q.fn, q.loc) {
+			continue
+		}
+		if b.taken[q.fn] && b.out.Funcs[q.fn].Addr != 0 {
+			indirect(q.loc)
+		}
+		for i := range b.f.Dynsym {
+			s := &b.f.Dynsym[i]
+			if s.Defined && !s.Local && s.Name != "" && b.at(s.Value) == q.fn {
+				w := wrapper{s.Name, q.loc}
+				if !slices.Contains(b.out.Wrappers, w) {
+					b.out.Wrappers = append(b.out.Wrappers, w)
+				}
+			}
+		}
+	}
+	for i := range b.out.Funcs {
+		s := b.out.Funcs[i].Sites
+		slices.SortFunc(s, compareSites)
+		b.out.Funcs[i].Sites = slices.Clip(slices.Compact(s))
+	}
+	return nil
+}
+
+// Bounds on following arguments through callers; recursion moves a slot at
+// every turn.
+const (
+	maxFrame     = 4096
+	maxStackArgs = 128
+	maxDemands   = 10_000
+	maxTrouble   = 100
+)
+
+// argumentLocation tells whether a function can be passed a value there.
+func (b *builder) argumentLocation(fi int32, loc location) bool {
+	if loc.Slot {
+		return loc.Off >= 8
+	}
+	if b.isGo[fi] {
+		return clobberGo>>loc.Reg&1 != 0
+	}
+	return clobberC>>loc.Reg&1 != 0
+}
+
+const anAddress = "an address"
+
+func compareSites(x, y site) int {
+	switch {
+	case x.Addr != y.Addr:
+		if x.Addr < y.Addr {
+			return -1
+		}
+		return 1
+	case x.Nr != y.Nr:
+		return int(x.Nr) - int(y.Nr)
+	}
+	return strings.Compare(x.Reason, y.Reason)
+}
+
+// clampNr keeps what the kernel would look at; everything else is no call.
+func clampNr(c int64) int32 {
+	n := int32(uint32(c))
+	if n < 0 || n > 1<<20 {
+		return -1
+	}
+	return n
+}
+
+// argument gives what a call or jump at pc passes in loc.
+func (b *builder) argument(fi int32, pc uint64, loc location, jump, after bool) (values, bool) {
+	d := b.body(fi)
+	i := d.index(pc)
+	if i < 0 {
+		return values{unknown: "in code that is decoded two ways"}, false
+	}
+	if after {
+		i++
+	}
+	if loc.Slot {
+		if !jump && loc.Off < 8 {
+			return values{unknown: "in a stack slot that no caller writes"}, true
+		}
+		sp := d.delta[i]
+		if sp <= unvisited {
+			return values{unknown: "in a stack that is not followed"}, true
+		}
+		loc.Off += sp
+		if !jump {
+			loc.Off -= 8
+		}
+	}
+	return valuesBefore(b.f, d, i, loc), true
+}

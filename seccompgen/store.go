@@ -1,0 +1,145 @@
+package seccompgen
+
+import (
+	"context"
+	"crypto/sha256"
+	"debug/elf"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/declarun/declarun/seccompgen/elfread"
+)
+
+// version is part of every key: raise it whenever a result could change.
+const version = "1"
+
+var errTooLarge = errors.New("file is too large to analyse")
+
+// analysers turn a file into a summary, by machine.
+var analysers = map[elf.Machine]func(context.Context, *elfread.File, map[string][]location) (*summary, error){
+	elf.EM_X86_64: summarise,
+}
+
+// store gives summaries by path: from memory, from the cache, or by analysis.
+type store struct {
+	r     *reader
+	cache Cache
+	mu    sync.Mutex
+	mem   map[string]*entry
+	heads map[string]*elfread.File
+	// known are the functions that take a call number as an argument, by
+	// name, over all files seen so far.
+	known map[string][]location
+}
+
+type entry struct {
+	once sync.Once
+	sum  *summary
+	err  error
+}
+
+func newStore(r *reader, cache Cache, known map[string][]location) *store {
+	return &store{
+		r: r, cache: cache, mem: map[string]*entry{}, heads: map[string]*elfread.File{},
+		known: known,
+	}
+}
+
+// head reads what kind of file it is.
+func (s *store) head(file string) (*elfread.File, error) {
+	s.mu.Lock()
+	h, ok := s.heads[file]
+	s.mu.Unlock()
+	if ok {
+		if h == nil {
+			return nil, elfread.ErrNotELF
+		}
+		return h, nil
+	}
+	f, err := s.r.root.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	h, err = elfread.Header(f, f.Info.Size())
+	s.mu.Lock()
+	s.heads[file] = h
+	s.mu.Unlock()
+	return h, err
+}
+
+// loadable tells whether the loader would take the file and not look further.
+func (s *store) loadable(file string) bool {
+	h, err := s.head(file)
+	return err == nil && h.Class == elf.ELFCLASS64 && h.Machine == elf.EM_X86_64
+}
+
+func (s *store) summary(ctx context.Context, file string) (*summary, error) {
+	s.mu.Lock()
+	e := s.mem[file]
+	if e == nil {
+		e = &entry{}
+		s.mem[file] = e
+	}
+	s.mu.Unlock()
+	e.once.Do(func() { e.sum, e.err = s.analyse(ctx, file) })
+	return e.sum, e.err
+}
+
+func (s *store) analyse(ctx context.Context, file string) (sum *summary, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			sum, err = nil, &NotProgram{file, fmt.Errorf("internal error: %v", v), "report the file; run the container with the syscalls dimension in audit mode"}
+		}
+	}()
+	f, err := s.r.root.Open(file)
+	if err != nil {
+		return nil, fmt.Errorf("analyse %s: %w", file, err)
+	}
+	defer f.Close()
+	size := f.Info.Size()
+	if size > elfread.MaxFile {
+		return nil, &NotProgram{file, errTooLarge, fmt.Sprintf("files up to %d bytes are analysed", elfread.MaxFile)}
+	}
+	// The content decides; who it was last time is remembered by identity.
+	idKey := "id " + version + " " + identity("", &f.Stat)
+	digest := ""
+	if b, ok := s.cache.Get(idKey); ok {
+		digest = string(b)
+	} else {
+		h := sha256.New()
+		if _, err := io.Copy(h, io.NewSectionReader(f, 0, size)); err != nil {
+			return nil, fmt.Errorf("analyse %s: %w", file, err)
+		}
+		digest = hex.EncodeToString(h.Sum(nil))
+		s.cache.Put(idKey, []byte(digest))
+	}
+	key := "module " + version + " " + digest + " " + s.knownKey()
+	if b, ok := s.cache.Get(key); ok {
+		if sum, err := decodeSummary(b); err == nil {
+			return sum, nil
+		}
+	}
+	h, err := elfread.Header(f, size)
+	if err != nil {
+		return nil, &NotProgram{file, err, "name a program, or give the script's interpreter"}
+	}
+	analyser := analysers[h.Machine]
+	if analyser == nil || h.Class != elf.ELFCLASS64 {
+		return nil, &NotProgram{file, fmt.Errorf("%s: %w", goarch(h.Machine, h.Class), errMachine),
+			"programs for amd64 are analysed; set syscalls to audit for this container, or use an amd64 image"}
+	}
+	ef, err := elfread.Read(f, size)
+	if err != nil {
+		return nil, &NotProgram{file, err, "check that the file is whole"}
+	}
+	sum, err = analyser(ctx, ef, s.known)
+	if err != nil {
+		return nil, fmt.Errorf("analyse %s: %w", file, err)
+	}
+	s.cache.Put(key, sum.encode())
+	return sum, nil
+}
