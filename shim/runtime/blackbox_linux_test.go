@@ -557,7 +557,9 @@ func TestExecIsAnnouncedForSupervisedContainersOnly(t *testing.T) {
 			t.Errorf("%s: %+v", args, o)
 		}
 	}
+	mu.Lock()
 	got, _ := json.Marshal(asked)
+	mu.Unlock()
 	key := fmt.Sprintf(`"root":%q,"id":"ours"`, root)
 	want := fmt.Sprintf(`[{"operation":"exec","exec":{%s,"args":["sh","-c","x"]}},`+
 		`{"operation":"exec","exec":{%s,"process":{"args":["pg_isready"],"x":18446744073709551615}}},`+
@@ -565,7 +567,9 @@ func TestExecIsAnnouncedForSupervisedContainersOnly(t *testing.T) {
 	if string(got) != want {
 		t.Errorf("\n got %s\nwant %s", got, want)
 	}
+	mu.Lock()
 	refuse = true
+	mu.Unlock()
 	if o := run(t, exec.Command(box.declarun, "--root", root, "exec", "ours", "sh")); o.code != 1 || o.stderr != "declarun: exec ours: not now\n" {
 		t.Errorf("%+v", o)
 	}

@@ -258,20 +258,26 @@ func TestRunOfABareBundleUnderRealRunc(t *testing.T) {
 	}
 	for range 2 { // twice the same bundle
 		id := fmt.Sprintf("declarun-test-%d", os.Getpid())
+		mu.Lock()
 		guarded = nil
+		mu.Unlock()
 		o := run(t, command(id))
 		if o.code != 7 || o.stdout != "in the container [x]\n" || o.stderr != "" {
 			t.Fatalf("%+v", o)
 		}
+		mu.Lock()
 		if guarded == nil || guarded.Token != "token-"+id || guarded.ID != id ||
 			!slices.Equal(guarded.Files, []string{"netns", "mntns", "pidns", "rootfs", "mount:/data"}) {
 			t.Errorf("%+v", guarded)
 		}
+		mu.Unlock()
 		if after := listing(t, bundle); !slices.Equal(before, after) {
 			t.Errorf("bundle before %v\nafter %v", before, after)
 		}
 	}
+	mu.Lock()
 	refuse = "no fanotify here"
+	mu.Unlock()
 	o := run(t, command("declarun-test-refused"))
 	if o.code != 1 || strings.Contains(o.stdout, "in the container") || !strings.Contains(o.stderr, "declarun: guard declarun-test-refused: no fanotify here") {
 		t.Errorf("%+v", o)
@@ -281,5 +287,41 @@ func TestRunOfABareBundleUnderRealRunc(t *testing.T) {
 	}
 	if left, _ := os.ReadDir(root); len(left) != 0 {
 		t.Errorf("left in runc's root: %v", left)
+	}
+}
+
+func TestAHungSupervisorIsGivenUpAndTheBundleIsAsItWas(t *testing.T) {
+	setup(t)
+	bundle := newBundle(t)
+	before := listing(t, bundle)
+	hang := make(chan struct{})
+	supervisor(t, func(wire.Request, []*os.File) wire.Answer { <-hang; return wire.Answer{} })
+	defer close(hang)
+	defer func(d time.Duration) { prepareTimeout = d }(prepareTimeout)
+	prepareTimeout = 200 * time.Millisecond
+	_, err := prepare(Invocation{Verb: Create, Bundle: bundle, ID: "c1", Root: "/r"}, settings{socket: socketPath(), stateDir: filepath.Join(box.dir, "state")})
+	if err == nil || !strings.Contains(err.Error(), "supervisor does not answer") || remedyOf(err) == "" {
+		t.Error(err)
+	}
+	if after := listing(t, bundle); !slices.Equal(before, after) {
+		t.Errorf("before %v\nafter %v", before, after)
+	}
+}
+
+// What every state and kill pays for starts with what is linked in.
+func TestDeclarunStaysThin(t *testing.T) {
+	out, err := exec.Command("go", "list", "-deps", "github.com/declarun/declarun/cmd/declarun").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	allowed := []string{"golang.org/x/sys/unix"}
+	for _, own := range []string{"cmd/declarun", "shim/runtime", "shim/wire", "shim/plan", "shim/record"} {
+		allowed = append(allowed, "github.com/declarun/declarun/"+own)
+	}
+	for dep := range strings.FieldsSeq(string(out)) {
+		host, _, _ := strings.Cut(dep, "/")
+		if strings.Contains(host, ".") && !slices.Contains(allowed, dep) {
+			t.Errorf("imports %s", dep)
+		}
 	}
 }
