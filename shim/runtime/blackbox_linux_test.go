@@ -496,8 +496,11 @@ func TestRuncGetsTheEditAndTheHookPutsTheFileBack(t *testing.T) {
 	setup(t)
 	bundle := newBundle(t)
 	before := listing(t, bundle)
+	var mu sync.Mutex
 	var asked wire.PrepareRequest
 	supervisor(t, func(r wire.Request, files []*os.File) wire.Answer {
+		mu.Lock()
+		defer mu.Unlock()
 		asked = *r.Prepare
 		var st, want unix.Stat_t
 		raw, _ := files[0].SyscallConn()
@@ -515,6 +518,8 @@ func TestRuncGetsTheEditAndTheHookPutsTheFileBack(t *testing.T) {
 	if o.code != 0 || tokenOf([]byte(o.seen.Config)) != "tok" || !strings.Contains(o.seen.Config, "18446744073709551615") {
 		t.Fatalf("%+v", o)
 	}
+	mu.Lock()
+	defer mu.Unlock()
 	if asked.Root != filepath.Join(bundle, "r") || asked.Bundle != bundle || asked.ID != "c1" || asked.Verb != "run" ||
 		asked.Executable != box.declarun || len(asked.ParentArgs) == 0 || asked.ParentArgs[0] != os.Args[0] {
 		t.Errorf("%+v", asked)
