@@ -26,6 +26,8 @@ type container struct {
 	facts    Facts
 	prepared time.Time
 
+	permitted permitted
+
 	mu        sync.Mutex
 	state     stored
 	pidfd     int // of init; 0 before Guard

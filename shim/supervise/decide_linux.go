@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"errors"
 	"fmt"
+	"path"
 	"strings"
 	"sync"
 	"time"
@@ -115,7 +116,13 @@ func (w *Worker) decideExec(l *listener, n *notification, name string, by filter
 		first = ok && tgid == l.snapshot().PID
 	}
 	object := x.path
-	target, resolveErr := x.resolve()
+	var target *target
+	// What was found permitted a moment ago need not be looked up again: this
+	// lookup only refuses early, the exec guard decides all the same.
+	known := permittedKey{x.path, by.Identity, by.Phase}
+	if !c.permitted.has(known) {
+		target, _ = x.resolve()
+	}
 	if target != nil {
 		defer target.Close()
 		object = target.path
@@ -148,7 +155,11 @@ func (w *Worker) decideExec(l *listener, n *notification, name string, by filter
 
 	mode := c.mode(record.Processes)
 	if mode != record.Off && !(by.BeforeExec && !first) {
-		if errno, reason := w.judgeExec(c, &x, target, resolveErr, by); errno != 0 {
+		errno, reason, permitted := w.judgeExec(c, &x, target, by)
+		if permitted && by == (filter.Caller{Identity: known.id, Phase: known.phase, Mode: by.Mode}) {
+			c.permitted.add(known)
+		}
+		if errno != 0 {
 			verdict := record.Denied
 			if mode == record.Audit {
 				verdict = record.Observed
@@ -174,24 +185,57 @@ func (w *Worker) decideExec(l *listener, n *notification, name string, by filter
 
 // judgeExec gives an errno only where it is certain that the execution is
 // refused by what decides on it later.
-func (w *Worker) judgeExec(c *container, x *execution, t *target, resolveErr error, by filter.Caller) (unix.Errno, string) {
+func (w *Worker) judgeExec(c *container, x *execution, t *target, by filter.Caller) (errno unix.Errno, reason string, permitted bool) {
 	if x.memfd {
-		return unix.EACCES, "a file in memory is nobody's declared program"
+		return unix.EACCES, "a file in memory is nobody's declared program", false
 	}
-	if t == nil || resolveErr != nil || !t.regular || t.mode&0o111 == 0 {
-		return 0, "" // the kernel knows: ENOENT, EACCES, a magic link…
+	if t == nil || !t.regular || t.mode&0o111 == 0 {
+		return 0, "", false // the kernel knows: ENOENT, EACCES, a magic link…
 	}
-	allowed, reason := Unsure, ""
+	allowed := Unsure
 	if w.o.Guard != nil {
 		allowed, reason = w.o.Guard.Allowed(c.token, t.file, by.Identity, by.Phase)
 	}
 	switch {
 	case t.noexec && c.mode(record.Processes) == record.Enforce:
-		return unix.EACCES, "on a noexec mount"
+		return unix.EACCES, "on a noexec mount", false
 	case allowed == Forbidden:
-		return unix.EPERM, reason
+		return unix.EPERM, reason, false
 	}
-	return 0, ""
+	return 0, "", allowed == Permitted && !t.noexec && path.IsAbs(x.path)
+}
+
+// permitted remembers for a moment which paths led to a permitted program.
+type permitted struct {
+	mu    sync.Mutex
+	until map[permittedKey]time.Time
+}
+
+type permittedKey struct {
+	path  string
+	id    record.Identity
+	phase record.Phase
+}
+
+const (
+	permittedLife = 2 * time.Second
+	permittedMost = 256
+)
+
+func (p *permitted) has(k permittedKey) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	until, ok := p.until[k]
+	return ok && time.Now().Before(until)
+}
+
+func (p *permitted) add(k permittedKey) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.until == nil || len(p.until) >= permittedMost {
+		p.until = map[permittedKey]time.Time{}
+	}
+	p.until[k] = time.Now().Add(permittedLife)
 }
 
 func commandLine(argv []string) string {
@@ -205,9 +249,9 @@ func commandLine(argv []string) string {
 	return ": " + line
 }
 
-func processOrigins(p *plan.Plan, path string) []record.Origin {
+func processOrigins(p *plan.Plan, program string) []record.Origin {
 	for _, process := range p.Processes {
-		if process.Path == path {
+		if process.Path == program {
 			return process.Origins
 		}
 	}

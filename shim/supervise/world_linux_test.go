@@ -621,6 +621,11 @@ func (in *inside) kill() {
 func (in *inside) enter(status string, program ...string) *process {
 	in.w.t.Helper()
 	cmd := exec.Command(in.w.own, append([]string{"__container", in.w.dir + "/notify.sock", in.token, status}, program...)...)
+	return in.run(cmd, len(program) > 1 && program[1] == "__inside")
+}
+
+func (in *inside) run(cmd *exec.Cmd, talks bool) *process {
+	in.w.t.Helper()
 	p := &process{t: in.w.t, cmd: cmd}
 	p.in, _ = cmd.StdinPipe()
 	stdout, _ := cmd.StdoutPipe()
@@ -630,7 +635,7 @@ func (in *inside) enter(status string, program ...string) *process {
 		in.w.t.Fatal(err)
 	}
 	in.procs = append(in.procs, p)
-	if len(program) > 1 && program[1] == "__inside" {
+	if talks {
 		if got := p.read(); got != "up" {
 			in.w.t.Fatalf("the container's program says %q", got)
 		}
