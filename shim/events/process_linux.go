@@ -77,6 +77,16 @@ func Tgid(tid int) (int, bool) {
 	return tgid, ok
 }
 
+// Filtered tells whether a process has a seccomp filter.
+func Filtered(pid int) bool {
+	for line := range strings.SplitSeq(string(readSome("/proc/"+strconv.Itoa(pid)+"/status", 8<<10)), "\n") {
+		if mode, ok := strings.CutPrefix(line, "Seccomp:"); ok {
+			return strings.TrimSpace(mode) == "2"
+		}
+	}
+	return false
+}
+
 // StartTime is field 22 of proc_pid_stat(5), 0 for a process that is gone.
 func StartTime(pid int) uint64 { return startTime("/proc/" + strconv.Itoa(pid)) }
 

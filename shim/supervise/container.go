@@ -34,6 +34,7 @@ type container struct {
 	gone      bool
 	busy      bool // a Guard request is at work on it
 	running   bool // its own first program was executed
+	lost      bool // its notify descriptor was closed while it ran
 	listeners map[uint64]*listener
 	announced []announcement
 }
@@ -49,6 +50,12 @@ const (
 	announcementsKept = 256
 	announcementLife  = 2 * time.Minute
 )
+
+// notifies tells whether the container's filter notifies anybody.
+func (c *container) notifies() bool {
+	v, ok := c.verdicts.(*filter.Verdicts)
+	return !ok || v != nil
+}
 
 // mode is enforce where none was decided.
 func (c *container) mode(d record.Dimension) record.Mode {

@@ -29,6 +29,9 @@
 //     every notified call, execve among them, then fails with ENOSYS in containers
 //     that run. SIGHUP is for upgrades: the worker is replaced, the monitor stays
 //     (and stays the old version). Killing both at once is like SIGTERM.
+//   - A service manager that ends all processes of a service when its main process
+//     dies (systemd without KillMode=process) is like SIGTERM, too. With it, the
+//     restarted service has to take over (MonitorOptions.TakeOver).
 //   - While there is no worker, or a stopped one, callers of notified calls wait.
 //     They can be killed.
 //   - 32-bit x86 programs make sockets listen through socketcall, whose arguments

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/declarun/declarun/shim/events"
+	"github.com/declarun/declarun/shim/plan"
 	"github.com/declarun/declarun/shim/record"
 	"github.com/declarun/declarun/shim/wire"
 )
@@ -373,6 +374,9 @@ func (w *Worker) status(r wire.StatusRequest) []wire.Container {
 		}
 		if c.running {
 			s.State = "running"
+		}
+		if c.lost {
+			s.Notes = append(slices.Clone(s.Notes), plan.Note{Dimension: record.Supervision, Text: lostNote})
 		}
 		c.mu.Unlock()
 		s.Events = w.o.Events.Counts(c.key.ID)

@@ -135,6 +135,16 @@ func TestRunc(t *testing.T) {
 	if out, err := w.runc("exec", "real", "/bin/echo", "again"); err != nil || out != "again" {
 		t.Errorf("exec: %q, %v", out, err)
 	}
+	// Stopped and back: what is lost is said, and exec works with a filter of its own.
+	w.stop()
+	w.start()
+	if s := w.status("real"); s == nil || len(s.Notes) != 1 {
+		t.Errorf("status: %+v", s)
+	}
+	w.event("real", record.Supervision, "adopt", "notifications")
+	if out, err := w.runc("exec", "real", "/bin/echo", "anew"); err != nil || out != "anew" {
+		t.Errorf("exec: %q, %v", out, err)
+	}
 	if out, err := w.runc("kill", "real", "KILL"); err != nil {
 		t.Error(out, err)
 	}

@@ -53,6 +53,16 @@ func TestAudit(t *testing.T) {
 	}
 }
 
+func TestAuditWithoutGuards(t *testing.T) {
+	w := newWorld(t)
+	for _, extra := range []string{`"guard fails"`, `"net fails"`} {
+		id := strings.Fields(strings.Trim(extra, `"`))[0]
+		_, p := w.container(id, fakeConfig{Plan: testPlan(record.Audit), Facts: Facts{Extra: []byte(extra)}})
+		p.want("getpgid 0", "ok")
+		w.event(id, record.Supervision, "weaken", map[string]string{"guard": "exec guard", "net": "network guard"}[id])
+	}
+}
+
 func copyProgram(t *testing.T, from, to string) {
 	t.Helper()
 	data, err := os.ReadFile(from)

@@ -490,7 +490,19 @@ func (w *Worker) adoptListeners() {
 	for _, l := range bySerial {
 		w.begin(l)
 	}
+	for _, c := range w.all() {
+		c.mu.Lock()
+		c.lost = !c.state.Guarded.IsZero() && len(c.listeners) == 0 && c.notifies() && events.Filtered(c.state.PID)
+		lost := c.lost
+		c.mu.Unlock()
+		if lost {
+			w.report(c, record.Event{Dimension: record.Supervision, Action: "adopt", Object: "notifications", Verdict: record.Reported, Mechanism: "seccomp",
+				Reason: lostNote, Remedy: "restart the container"})
+		}
+	}
 }
+
+const lostNote = "nobody answers this container's notified calls since the supervisor was stopped: they fail, execve and listen among them"
 
 // begin lets a listener serve until nobody uses its filter any more.
 func (w *Worker) begin(l *listener) {
@@ -503,6 +515,9 @@ func (w *Worker) begin(l *listener) {
 		return
 	}
 	c.listeners[l.serial] = l
+	if !l.meta.Exec {
+		c.lost = false
+	}
 	c.mu.Unlock()
 	go func() {
 		err := l.run()
