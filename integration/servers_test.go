@@ -167,7 +167,7 @@ func useRedis(t *testing.T, l *lab, id, addr string) {
 	must(t, "benchmark", l.client("redis-benchmark", "-q", "-h", addr, "-n", "5000", "-c", "20", "-t", "set,get,lpush,lrange_100,mset"))
 	for _, command := range [][]string{
 		{"SET", "k", "v"}, {"CONFIG", "SET", "appendonly", "yes"}, {"BGREWRITEAOF"}, {"EVAL", "return redis.call('GET', KEYS[1])", "1", "k"},
-		{"SAVE"}, {"CLIENT", "LIST"}, {"MEMORY", "DOCTOR"}, {"DEBUG", "SLEEP", "0"}, {"CONFIG", "RESETSTAT"}, {"INFO"}, {"LATENCY", "DOCTOR"},
+		{"SAVE"}, {"CLIENT", "LIST"}, {"MEMORY", "DOCTOR"}, {"CONFIG", "RESETSTAT"}, {"INFO"}, {"LATENCY", "DOCTOR"},
 		{"FLUSHALL", "ASYNC"}, {"CONFIG", "SET", "appendonly", "no"},
 	} {
 		must(t, strings.Join(command, " "), cli(command...))

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"maps"
 	"net"
 	"os"
@@ -61,18 +62,24 @@ func (e *AnalysisError) Remedy() string { return e.Way }
 
 // LocalAnalyser analyses in this process, for a person's own command.
 func LocalAnalyser(cacheDir string) Analyser {
+	cache := openCache(cacheDir)
 	return func(ctx context.Context, root *rootfs.Root, req seccompgen.Request) (seccompgen.Result, error) {
 		ctx, cancel := context.WithTimeout(ctx, analyserTime)
 		defer cancel()
-		return seccompgen.Analyse(ctx, root, req, openCache(cacheDir))
+		return seccompgen.Analyse(ctx, root, req, cache)
 	}
 }
 
 func openCache(dir string) seccompgen.Cache {
 	if dir == "" {
-		return nil
+		return seccompgen.NoCache{}
 	}
-	return seccompgen.DirCache(dir)
+	cache, err := seccompgen.OpenDirCache(dir)
+	if err != nil { // slower, not weaker
+		log.Printf("declarund: analyses are not kept: %v", err)
+		return seccompgen.NoCache{}
+	}
+	return cache
 }
 
 // GuardedAnalyser analyses in children started as "EXECUTABLE arg". The cache

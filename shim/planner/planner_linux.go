@@ -212,7 +212,14 @@ func (p *Planner) plan(ctx context.Context, cfg *site.Config, d *declared.Declar
 func (p *Planner) calls(ctx context.Context, root *rootfs.Root, d *declared.Declared, c *procmap.Closure) (*seccompgen.Result, error) {
 	req := seccompgen.Request{Env: d.Process.Env}
 	for _, a := range c.Analyse {
-		req.Programs = append(req.Programs, seccompgen.Program{Path: a.Path, Host: a.Host, Phase: a.Phase, Origins: a.Origins})
+		if a.Host != "" { // a mount of the operator's will put it there
+			f, err := os.Open(a.Host)
+			if err != nil {
+				return nil, fmt.Errorf("open mounted program: %w", err)
+			}
+			root.Put(a.Path, f)
+		}
+		req.Programs = append(req.Programs, seccompgen.Program{Path: a.Path, Phase: a.Phase, Origins: a.Origins})
 	}
 	result, err := p.Analyse(ctx, root, req)
 	if err != nil {
