@@ -72,6 +72,13 @@ func (h *hold) send(m message, file *os.File) {
 	}
 }
 
+// alive tells the monitor that this worker works.
+func (h *hold) alive() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.send(message{Op: opAlive}, nil)
+}
+
 // listen reads what the monitor says, and replaces it when it is gone.
 func (h *hold) listen() {
 	pause := 50 * time.Millisecond

@@ -30,6 +30,7 @@ const (
 	opDrop     = "drop"     // let go of it
 	opNote     = "note"     // its meta changed
 	opGo       = "go"       // that was all of them
+	opAlive    = "alive"    // the worker works
 	opStop     = "stop"     // finish what was read, and exit for good
 	opHandover = "handover" // …and exit for the next worker
 )

@@ -52,6 +52,9 @@ type MonitorOptions struct {
 	// Pause is the first wait before a worker that died is started again. It
 	// doubles up to a hundred times itself. Zero: 50 ms.
 	Pause time.Duration
+	// Patience is how long a worker may be silent before it is replaced. It says
+	// that it works every two seconds. Zero: a minute.
+	Patience time.Duration
 }
 
 // descriptors is how many a process may have. Worker.serve sweeps as many.
@@ -76,6 +79,9 @@ type monitor struct {
 func Monitor(ctx context.Context, o MonitorOptions) error {
 	if o.Pause <= 0 {
 		o.Pause = 50 * time.Millisecond
+	}
+	if o.Patience <= 0 {
+		o.Patience = time.Minute
 	}
 	executable, err := ownPath(o.Executable)
 	if err != nil {
@@ -108,16 +114,19 @@ func Monitor(ctx context.Context, o MonitorOptions) error {
 			log.Printf("declarund: monitor: %v", err) // then there is nothing to end
 		}
 	case o.TakeOver:
-		f, err := lock(o.Lock)
-		if err == nil {
-			m.table.put(keyLock, "", f)
-			break
-		}
-		if !errors.Is(err, ErrRunning) {
-			return err
-		}
-		if l, err = dialLink(takeOverSocket(o.Lock)); err != nil {
-			return err
+		// Between two workers nobody listens: ask for a while.
+		for deadline := time.Now().Add(10 * time.Second); l == nil; time.Sleep(50 * time.Millisecond) {
+			f, err := lock(o.Lock)
+			if err == nil {
+				m.table.put(keyLock, "", f)
+				break
+			}
+			if !errors.Is(err, ErrRunning) {
+				return err
+			}
+			if l, err = dialLink(takeOverSocket(o.Lock)); err != nil && time.Now().After(deadline) {
+				return err
+			}
 		}
 	}
 	if l != nil {
@@ -183,10 +192,15 @@ func Monitor(ctx context.Context, o MonitorOptions) error {
 // tend serves one worker until it is gone.
 func (m *monitor) tend(ctx context.Context, l *link, signals <-chan os.Signal) (stopped, replaced bool) {
 	gone := make(chan struct{})
+	heard := make(chan struct{}, 1)
 	go func() {
 		defer close(gone)
 		for {
 			msg, file, err := l.recv()
+			select {
+			case heard <- struct{}{}:
+			default:
+			}
 			if err != nil {
 				if !errors.Is(err, io.EOF) {
 					log.Printf("declarund: monitor: %v", err)
@@ -202,12 +216,21 @@ func (m *monitor) tend(ctx context.Context, l *link, signals <-chan os.Signal) (
 		}
 	}()
 	var patience <-chan time.Time
+	silence := time.NewTimer(m.o.Patience)
+	defer silence.Stop()
 	done := ctx.Done()
 	for {
 		var op string
 		select {
 		case <-gone:
 			return stopped, replaced
+		case <-heard:
+			silence.Reset(m.o.Patience)
+			continue
+		case <-silence.C:
+			log.Printf("declarund: monitor: worker is silent for %v: ending it", m.o.Patience)
+			l.kill()
+			continue
 		case <-patience:
 			l.kill()
 			patience = nil

@@ -265,12 +265,14 @@ func TestTakenOver(t *testing.T) {
 	}
 	// Several at once: one is left.
 	worker := w.ping()
+	var rivals []int
 	for range 3 {
 		cmd := exec.Command(w.own, "__takeover")
 		cmd.Env = append(os.Environ(), "SUPERVISE_TEST_DIR="+w.dir)
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
+		rivals = append(rivals, cmd.Process.Pid)
 		defer func() { cmd.Process.Kill(); cmd.Wait() }()
 	}
 	for range 20 {
@@ -280,7 +282,15 @@ func TestTakenOver(t *testing.T) {
 		t.Errorf("worker %d became %d", worker, pid)
 	}
 	// Without a supervisor it is a start like any other.
-	w.must("a quiet moment", func() bool { pid := w.monitor(); return pid > 0 && !gone(pid) })
+	w.must("one monitor", func() bool {
+		var left []int
+		for _, pid := range rivals {
+			if !gone(pid) {
+				left = append(left, pid)
+			}
+		}
+		return len(left) == 1 && w.monitor() == left[0]
+	})
 	w.stop()
 	w.startWith(w.own, []string{"__takeover"}, nil)
 }
@@ -566,6 +576,21 @@ func TestWorkerStopped(t *testing.T) {
 	<-done
 	unix.Kill(pid, unix.SIGCONT)
 	w.must("no state", w.empty)
+}
+
+// A worker that hangs is replaced.
+func TestWorkerHung(t *testing.T) {
+	w := newWorld(t)
+	w.stop()
+	os.WriteFile(w.dir+"/impatient", nil, 0o600)
+	w.start()
+	_, p := w.container("hung", fakeConfig{Plan: testPlan(record.Enforce)})
+	pid := w.ping()
+	unix.Kill(pid, unix.SIGSTOP)
+	p.want("chroot", "operation not permitted")
+	if after := w.ping(); after == pid {
+		t.Error("the worker was not replaced")
+	}
 }
 
 func BenchmarkCall(b *testing.B) {

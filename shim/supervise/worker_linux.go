@@ -164,6 +164,7 @@ func bootID() string {
 // serve takes over what is there, then begins.
 func (w *Worker) serve() error {
 	go w.hold.listen()
+	go w.breathe()
 	crashed := w.hold.table.under(keyJournal)[keyJournal].meta == "working"
 	w.hold.note(keyJournal, "working")
 	w.openGuard()
@@ -245,6 +246,18 @@ func (w *Worker) takeOvers(fd int) {
 			continue
 		}
 		w.hold.offer(l)
+	}
+}
+
+// breathe says that the worker works for as long as what everything needs can be had.
+func (w *Worker) breathe() {
+	for {
+		w.mu.Lock()
+		w.mu.Unlock() //nolint:staticcheck // having had it is the point
+		w.journal.mu.Lock()
+		w.journal.mu.Unlock() //nolint:staticcheck
+		w.hold.alive()
+		time.Sleep(2 * time.Second)
 	}
 }
 

@@ -71,8 +71,13 @@ func TestMain(m *testing.M) {
 }
 
 func testMonitor(dir string, adopt bool) MonitorOptions {
+	patience := time.Duration(0)
+	if _, err := os.Stat(dir + "/impatient"); err == nil {
+		patience = 4 * time.Second
+	}
 	return MonitorOptions{
-		Socket: dir + "/declarun.sock", NotifySocket: dir + "/notify.sock", Lock: dir + "/lock",
+		Patience: patience,
+		Socket:   dir + "/declarun.sock", NotifySocket: dir + "/notify.sock", Lock: dir + "/lock",
 		WorkerArgs: []string{"__worker"}, MonitorArgs: []string{"__adopt"}, Adopt: adopt,
 		Ready: func() { os.WriteFile(dir+"/monitor.pid", []byte(strconv.Itoa(os.Getpid())), 0o600) },
 	}
