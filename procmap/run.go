@@ -418,15 +418,21 @@ const maxHelperSteps = 3
 
 // helpers enters what a program's strings say that it starts.
 func (b *builder) helpers(o *object, f io.ReaderAt, p *elfstrings.Program, r *run) {
-	if p == nil || !p.Starts() || r.helper >= maxHelperSteps {
+	if p == nil {
+		return
+	}
+	if r.serves && r.identity == record.Application {
+		for _, s := range p.State {
+			b.stateOf(o, s)
+		}
+	}
+	if !p.Starts() || r.helper >= maxHelperSteps {
 		return
 	}
 	starting := r.phase == record.Starting && r.identity == record.Application
 	via := strings.Join(slices.Concat(p.Shell, p.Exec), ", ")
-	if starting && len(p.Shell) > 0 {
-		if sh, err := b.view.stat("/bin/sh"); err == nil && sh.executable() {
-			b.helper(sh, r, record.Origin{Source: record.FromFile, At: o.path, Text: clip("imports "+strings.Join(p.Shell, ", "), 120)})
-		}
+	if r.identity == record.Application && len(p.Shell) > 0 {
+		b.commandLines(o, p, r)
 	}
 	for _, s := range p.Paths {
 		h, err := b.view.stat(s)
@@ -452,6 +458,35 @@ func (b *builder) helpers(o *object, f io.ReaderAt, p *elfstrings.Program, r *ru
 			c.helper = maxHelperSteps
 		}
 		b.helper(h, &c, record.Origin{Source: record.FromFile, At: o.path, Text: clip(fmt.Sprintf("string %q beside it, imports %s", s, via), 120)})
+	}
+}
+
+// commandLines enters the shell, and what the program's strings say it lets the
+// shell run: until the container serves, whatever the program's own phase. A
+// server that legitimately needs a shell later has to declare it.
+func (b *builder) commandLines(o *object, p *elfstrings.Program, r *run) {
+	c := *r
+	c.phase = record.Starting
+	if sh, err := b.view.stat("/bin/sh"); err == nil && sh.executable() {
+		b.helper(sh, &c, record.Origin{Source: record.FromFile, At: o.path, Text: clip("imports "+strings.Join(p.Shell, ", "), 120)})
+	}
+	c.helper = maxHelperSteps - 1 // and no further than what they name
+	for i, name := range p.Commands {
+		if i >= 64 {
+			b.note(record.Processes, "%s has more than 64 command lines among its strings: the rest were left out", o.path)
+			break
+		}
+		for _, dir := range searchPaths(r.vars) {
+			h, err := b.view.stat(path.Join(dir, name))
+			if err != nil || !h.executable() {
+				continue
+			}
+			if h.path != o.path && !openEnded(h) {
+				b.helper(h, &c, record.Origin{Source: record.FromFile, At: o.path,
+					Text: clip(fmt.Sprintf("a command line among its strings starts with %q, imports %s", name, strings.Join(p.Shell, ", ")), 120)})
+			}
+			break
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package procmap
 
 import (
+	"fmt"
 	"path"
 	"slices"
 	"strconv"
@@ -250,4 +251,21 @@ func (b *builder) passwd(accept func(account) bool) (account, bool) {
 		}
 	}
 	return account{}, false
+}
+
+// stateOf records where a program that serves was built to keep its state: the
+// subdirectory of /var/lib that is its own (FHS 3.0, 5.8: "an application must
+// use a subdirectory of /var/lib for its data"). Only one that the image has.
+func (b *builder) stateOf(o *object, at string) {
+	rest := strings.TrimPrefix(path.Clean(at), "/var/lib/")
+	own, _, _ := strings.Cut(rest, "/")
+	dir := "/var/lib/" + own
+	if d, err := b.view.stat(dir); own == "" || err != nil || !d.dir() || never(dir) {
+		return
+	}
+	t := target{path: dir, kind: below, phase: record.Serving,
+		origin: record.Origin{Source: record.FromFile, At: o.path, Text: clip(fmt.Sprintf("string %q", at), 120)}}
+	if len(b.targets) < maxTargets && !slices.ContainsFunc(b.targets, func(x target) bool { return x.path == dir && x.phase == record.Serving }) {
+		b.targets = append(b.targets, t)
+	}
 }

@@ -49,6 +49,13 @@ type Program struct {
 	// slash for which the caller's filter was true. Both are only looked for
 	// when the program can start programs at all, and are sorted.
 	Paths, Names []string
+	// Commands are the first words of what looks like command lines among its
+	// strings ("locale -a"): a bare name, then an option or a placeholder. Only
+	// looked for when it runs command lines with a shell; sorted.
+	Commands []string
+	// State are absolute paths below /var/lib among its strings: where it was
+	// built to keep its state. Looked for in every C program; sorted.
+	State []string
 	// Truncated is true when a limit was met.
 	Truncated bool
 }
@@ -176,7 +183,7 @@ func contains(s *elf.Section, what string) bool {
 type extent struct{ off, size uint64 }
 
 func (p *Program) strings(f *elf.File, r io.ReaderAt, filter, exists func(string) bool) {
-	if !p.Starts() {
+	if p.Go && !p.Starts() {
 		return
 	}
 	var parts []extent
@@ -196,6 +203,7 @@ func (p *Program) strings(f *elf.File, r io.ReaderAt, filter, exists func(string
 	}
 	left := uint64(maxData)
 	paths, names := map[string]bool{}, map[string]bool{}
+	found := &found{paths: paths, names: names, commands: map[string]bool{}, state: map[string]bool{}}
 	for _, e := range parts {
 		if e.size > left {
 			e.size, p.Truncated = left, true
@@ -204,11 +212,22 @@ func (p *Program) strings(f *elf.File, r io.ReaderAt, filter, exists func(string
 		if p.Go {
 			p.scanGo(r, e, exists, paths)
 		} else {
-			p.scanC(r, e, filter, paths, names)
+			p.scanC(r, e, filter, found)
 		}
 	}
-	p.Paths, p.Names = sorted(paths), sorted(names)
+	p.State = sorted(found.state)
+	if p.Starts() {
+		p.Paths, p.Names = sorted(paths), sorted(names)
+	}
+	if len(p.Shell) > 0 {
+		p.Commands = sorted(found.commands)
+	}
 }
+
+// found collects strings.
+type found struct{ paths, names, commands, state map[string]bool }
+
+func (f *found) size() int { return len(f.paths) + len(f.names) + len(f.commands) + len(f.state) }
 
 func sorted(m map[string]bool) []string {
 	var s []string
@@ -220,7 +239,7 @@ func sorted(m map[string]bool) []string {
 }
 
 // scanC walks NUL-terminated strings.
-func (p *Program) scanC(r io.ReaderAt, e extent, filter func(string) bool, paths, names map[string]bool) {
+func (p *Program) scanC(r io.ReaderAt, e extent, filter func(string) bool, found *found) {
 	buf := make([]byte, min(uint64(chunk), e.size))
 	for off := uint64(0); off < e.size; {
 		n, err := r.ReadAt(buf[:min(uint64(len(buf)), e.size-off)], int64(e.off+off))
@@ -234,7 +253,7 @@ func (p *Program) scanC(r io.ReaderAt, e extent, filter func(string) bool, paths
 			if i < 0 {
 				break
 			}
-			p.stringFound(b[:i], filter, paths, names)
+			p.stringFound(b[:i], filter, found)
 			b = b[i+1:]
 		}
 		if last {
@@ -248,25 +267,32 @@ func (p *Program) scanC(r io.ReaderAt, e extent, filter func(string) bool, paths
 	}
 }
 
-func (p *Program) stringFound(b []byte, filter func(string) bool, paths, names map[string]bool) {
+func (p *Program) stringFound(b []byte, filter func(string) bool, found *found) {
 	if len(b) < 2 || len(b) > 1024 {
 		return
 	}
-	if len(paths)+len(names) >= maxFound {
+	if found.size() >= maxFound {
 		p.Truncated = true
 		return
+	}
+	if bytes.HasPrefix(b, []byte("/var/lib/")) && clean(b, true) {
+		found.state[string(b)] = true
+	}
+	if word, rest, ok := bytes.Cut(b, []byte(" ")); ok && len(word) > 1 && len(word) <= 64 && clean(word, false) && len(rest) > 1 &&
+		(rest[0] == '-' || bytes.HasPrefix(rest, []byte("%s")) || bytes.HasPrefix(rest, []byte(`"%s"`)) || bytes.HasPrefix(rest, []byte("'%s'"))) {
+		found.commands[string(word)] = true
 	}
 	// A command line for popen: its first word, and what it names by path.
 	if b[0] == '/' || bytes.IndexByte(b, '/') > 0 {
 		for _, w := range bytes.FieldsFunc(b, func(r rune) bool { return strings.ContainsRune(" \t\n'\"`;|&<>(),=", r) }) {
 			if len(w) > 1 && w[0] == '/' && clean(w[1:], true) {
-				paths[string(w)] = true
+				found.paths[string(w)] = true
 			}
 		}
 		return
 	}
 	if filter != nil && len(b) <= 64 && clean(b, false) && filter(string(b)) {
-		names[string(b)] = true
+		found.names[string(b)] = true
 	}
 }
 

@@ -24,6 +24,9 @@ func (p *Plan) Text(w io.Writer) error {
 	if p.Wide {
 		out.line("WIDE          %s", p.WideReason)
 	}
+	if p.WideStarting {
+		out.line("WIDE AT START %s", p.WideStartingReason)
+	}
 	out.admission(p.Admission)
 	out.processes(p.Processes)
 	out.syscalls(p.Syscalls)
