@@ -49,8 +49,8 @@ func (b *builder) benign(fi int32, pc uint64, reason string) ([]int32, bool) {
 	}
 	nr, a, bb, c := from[x86.RAX], from[x86.RDI], from[x86.RSI], from[x86.RDX]
 	switch {
-	case nr.disp == 0 && a.disp == 8 && bb.disp == 16 && c.disp == 24: // glibc
-		return setxid, true
+	case nr.disp == 0 && a.disp == 8 && bb.disp == 16 && c.disp == 24: // glibc: each set*id function also makes its call itself
+		return nil, true
 	case nr.disp == 12 && a.disp == 0 && bb.disp == 4 && c.disp == 8, // musl 1.2
 		nr.disp == 24 && a.disp == 0 && bb.disp == 8 && c.disp == 16: // musl 1.1
 		return setxid, true

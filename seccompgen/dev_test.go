@@ -13,7 +13,7 @@ import (
 )
 
 func TestDevSummary(t *testing.T) {
-	for _, file := range []string{"/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2", "/lib/x86_64-linux-gnu/libcrypto.so.3", "/lib/x86_64-linux-gnu/libcap.so.2", "/bin/bash", "/usr/lib/x86_64-linux-musl/libc.so", "/usr/bin/busybox", "/usr/lib/postgresql/15/bin/postgres", "/usr/sbin/gosu", "/usr/bin/tini-static", "/lib/x86_64-linux-gnu/libsystemd.so.0", "/lib/x86_64-linux-gnu/libkeyutils.so.1", "/lib/x86_64-linux-gnu/libk5crypto.so.3"} {
+	for _, file := range strings.Fields(os.Getenv("DEVM")) {
 		fh, err := os.Open(file)
 		if err != nil {
 			t.Log(err)

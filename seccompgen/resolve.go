@@ -86,11 +86,33 @@ func (b *builder) resolve() error {
 	byTarget := map[int32][]int32{}
 	indexed := false
 	followIndirect := map[location]bool{}
-	indirect := func(loc location) {
+	// indirect follows a function that takes the number, and whose address
+	// is taken, to every place of the file that calls through a pointer. fi
+	// is blamed when that leads nowhere; -1 is the file as a whole.
+	indirect := func(loc location, fi int32, addr uint64) {
 		if followIndirect[loc] {
 			return
 		}
 		followIndirect[loc] = true
+		blame := func() {
+			s := site{Addr: addr, Reason: "called through a pointer with a number that is not known"}
+			if fi >= 0 {
+				b.out.Funcs[fi].Sites = append(b.out.Funcs[fi].Sites, s)
+			} else {
+				b.out.Trouble = append(b.out.Trouble, s)
+			}
+		}
+		if !loc.Slot && loc.Reg == x86.RAX && !b.out.Go {
+			blame() // no calling convention of C passes anything there
+			return
+		}
+		type result struct {
+			fi int32
+			pc uint64
+			v  values
+		}
+		var results []result
+		vague := 0
 		for i, r := range b.indirect {
 			fi := b.indFunc[i]
 			if r.jump {
@@ -100,9 +122,20 @@ func (b *builder) resolve() error {
 					continue
 				}
 			}
-			if v, ok := b.argument(fi, r.site, loc, r.jump, false); ok && v.unknown != anAddress {
-				record(fi, r.site, v)
+			v, ok := b.argument(fi, r.site, loc, r.jump, false)
+			if !ok || v.unknown == anAddress {
+				continue
 			}
+			if v.unknown != "" {
+				if vague++; vague > maxVague {
+					blame()
+					return
+				}
+			}
+			results = append(results, result{fi, r.site, v})
+		}
+		for _, r := range results {
+			record(r.fi, r.pc, r.v)
 		}
 	}
 	for i, r := range b.imports {
@@ -118,7 +151,7 @@ func (b *builder) resolve() error {
 	}
 	for sym := range b.takenSym {
 		for _, loc := range b.known[sym] {
-			indirect(loc)
+			indirect(loc, -1, 0)
 		}
 	}
 	for len(queue) > 0 {
@@ -148,7 +181,7 @@ func (b *builder) resolve() error {
 			continue
 		}
 		if b.taken[q.fn] && b.out.Funcs[q.fn].Addr != 0 {
-			indirect(q.loc)
+			indirect(q.loc, q.fn, b.out.Funcs[q.fn].Addr)
 		}
 		for i := range b.f.Dynsym {
 			s := &b.f.Dynsym[i]
@@ -175,6 +208,7 @@ const (
 	maxStackArgs = 128
 	maxDemands   = 10_000
 	maxTrouble   = 100
+	maxVague     = 16
 )
 
 // argumentLocation tells whether a function can be passed a value there.

@@ -424,6 +424,10 @@ func (q *query) before(i int32, loc location, depth int) values {
 			// Dead, or where an exception lands. There a register that calls
 			// change holds the exception, and the others what they held at
 			// some call.
+			// Padding is no such place.
+			if int(p.at) < len(q.d.ins) && q.d.ins[p.at].Class == x86.Nop {
+				continue
+			}
 			if p.loc.Slot || q.d.clobber>>p.loc.Reg&1 == 0 {
 				for k := range q.d.ins {
 					if c := q.d.ins[k].Class; c == x86.Call || c == x86.CallInd {

@@ -236,7 +236,7 @@ func (f *File) narrow(r Range) []Range {
 		}
 	}
 	// A file packed after linking keeps headers that say nothing of the entry.
-	if len(out) == 0 || f.Entry >= r.Lo && f.Entry < r.Hi && !slices.ContainsFunc(out, func(x Range) bool { return f.Entry >= x.Lo && f.Entry < x.Hi }) {
+	if len(out) == 0 || f.Entry != 0 && f.Entry >= r.Lo && f.Entry < r.Hi && !slices.ContainsFunc(out, func(x Range) bool { return f.Entry >= x.Lo && f.Entry < x.Hi }) {
 		return []Range{r}
 	}
 	return out
