@@ -50,8 +50,8 @@ type Program struct {
 	// when the program can start programs at all, and are sorted.
 	Paths, Names []string
 	// Commands are the first words of what looks like command lines among its
-	// strings ("locale -a"): a bare name, then an option or a placeholder. Only
-	// looked for when it runs command lines with a shell; sorted.
+	// strings ("locale -a"): a bare name, then an option. Only looked for when
+	// it runs command lines with a shell; sorted.
 	Commands []string
 	// State are absolute paths below /var/lib among its strings: where it was
 	// built to keep its state. Looked for in every C program; sorted.
@@ -279,7 +279,7 @@ func (p *Program) stringFound(b []byte, filter func(string) bool, found *found) 
 		found.state[string(b)] = true
 	}
 	if word, rest, ok := bytes.Cut(b, []byte(" ")); ok && len(word) > 1 && len(word) <= 64 && clean(word, false) && len(rest) > 1 &&
-		(rest[0] == '-' || bytes.HasPrefix(rest, []byte("%s")) || bytes.HasPrefix(rest, []byte(`"%s"`)) || bytes.HasPrefix(rest, []byte("'%s'"))) {
+		word[0] != '-' && rest[0] == '-' && (rest[1] == '-' || 'a' <= rest[1]|0x20 && rest[1]|0x20 <= 'z') {
 		found.commands[string(word)] = true
 	}
 	// A command line for popen: its first word, and what it names by path.
