@@ -476,16 +476,13 @@ func (b *builder) commandLines(o *object, p *elfstrings.Program, r *run) {
 			b.note(record.Processes, "%s has more than 64 command lines among its strings: the rest were left out", o.path)
 			break
 		}
-		for _, dir := range searchPaths(r.vars) {
-			h, err := b.view.stat(path.Join(dir, name))
-			if err != nil || !h.executable() {
+		for _, search := range searchPaths(r.vars) {
+			h := b.view.lookPath(name, search, r.cwd)
+			if h == nil || h.path == o.path || openEnded(h) {
 				continue
 			}
-			if h.path != o.path && !openEnded(h) {
-				b.helper(h, &c, record.Origin{Source: record.FromFile, At: o.path,
-					Text: clip(fmt.Sprintf("a command line among its strings starts with %q, imports %s", name, strings.Join(p.Shell, ", ")), 120)})
-			}
-			break
+			b.helper(h, &c, record.Origin{Source: record.FromFile, At: o.path,
+				Text: clip(fmt.Sprintf("a command line among its strings starts with %q, imports %s", name, strings.Join(p.Shell, ", ")), 120)})
 		}
 	}
 }
