@@ -20,7 +20,8 @@ var setxid = []int32{105, 106, 113, 114, 116, 117, 119} // setuid setgid setreui
 // number.
 func (b *builder) benign(fi int32, pc uint64, reason string) ([]int32, bool) {
 	if b.isGo[fi] {
-		return nil, strings.HasPrefix(b.out.Funcs[fi].Name, "runtime.runPerThreadSyscall")
+		name := b.out.Funcs[fi].Name
+		return nil, strings.HasPrefix(name, "runtime.runPerThreadSyscall") || strings.HasPrefix(name, allThreads)
 	}
 	if reason != "loaded from memory" && reason != "loaded from a variable" {
 		return nil, false
@@ -56,6 +57,66 @@ func (b *builder) benign(fi int32, pc uint64, reason string) ([]int32, bool) {
 		return setxid, true
 	}
 	return nil, false
+}
+
+// allThreads runs a call on every thread; its first argument is the number.
+const allThreads = "syscall.runtime_doAllThreadsSyscall"
+
+// onlyCompared tells whether a function is the cancellation point of a C
+// library, whose address a signal handler compares the interrupted one with:
+// musl's __syscall_cp_asm (src/thread/x86_64/syscall_cp.s) and glibc's
+// __syscall_cancel_arch (sysdeps/unix/sysv/linux/x86_64/syscall_cancel.S, since
+// 2.41). Both move every argument down by two and nothing else does.
+func (b *builder) onlyCompared(fi int32) bool {
+	d := b.body(fi)
+	moves := [][2]uint8{{x86.RAX, x86.RSI}, {x86.RDI, x86.RDX}, {x86.RSI, x86.RCX}, {x86.RDX, x86.R8}, {x86.R10, x86.R9}}
+	k := 0
+	for i := range d.ins {
+		in := &d.ins[i]
+		if k < len(moves) && in.Class == x86.Mov && !in.IsMem && in.Size == 8 && in.DstReg() == moves[k][0] && in.SrcReg() == moves[k][1] {
+			k++
+		}
+		if in.Class == x86.Syscall {
+			return k == len(moves) && len(d.ins) < 64
+		}
+	}
+	return false
+}
+
+// goVariable gives the value of a package variable that no instruction of the
+// program stores to and whose address none takes, such as
+// syscall.fcntl64Syscall.
+func (b *builder) goVariable(addr uint64, size uint8) (int64, bool) {
+	if b.written == nil {
+		b.written = map[uint64]bool{}
+		var in x86.Inst
+		for _, r := range b.funcs {
+			code := b.f.Bytes(r.Lo)
+			if uint64(len(code)) > r.Hi-r.Lo {
+				code = code[:r.Hi-r.Lo]
+			}
+			for p := 0; p < len(code); {
+				if !x86.Decode(code[p:], &in) {
+					p++
+					continue
+				}
+				if in.IsMem && in.RIP && !in.Load && in.Class != x86.Test && (in.Class != x86.AluImm || in.Alu != x86.Cmp) || in.IsMem && in.RIP && in.Class == x86.Lea {
+					b.written[in.Address(r.Lo+uint64(p))] = true
+				}
+				p += int(in.Len)
+			}
+		}
+	}
+	for a := addr - 7; a != addr+8; a++ {
+		if b.written[a] {
+			return 0, false
+		}
+	}
+	w, ok := b.f.Word(addr)
+	if !ok || size != 8 {
+		return 0, false
+	}
+	return int64(w), true
 }
 
 // isLibc tells whether the file is a C library or may have one linked in.

@@ -83,6 +83,13 @@ func (b *builder) resolve() error {
 		record(fi, pc, valuesBefore(b.f, d, d.index(pc), reg(x86.RAX)))
 	}
 
+	if b.out.Go {
+		for i := range b.out.Funcs {
+			if b.out.Funcs[i].Name == allThreads {
+				ask(int32(i), reg(x86.RAX))
+			}
+		}
+	}
 	byTarget := map[int32][]int32{}
 	indexed := false
 	followIndirect := map[location]bool{}
@@ -174,13 +181,18 @@ func (b *builder) resolve() error {
 			if !r.jump && !b.argumentLocation(q.fn, q.loc) {
 				continue // what a caller has there is not meant for the function
 			}
+			if r.after {
+				if d := b.body(fi); d.index(r.site) >= 0 && b.endsPath(&d.ins[d.index(r.site)], r.site) {
+					continue
+				}
+			}
 			v, _ := b.argument(fi, r.site, q.loc, r.jump, r.after)
 			record(fi, r.site, v)
 		}
 		if !b.argumentLocation(q.fn, q.loc) {
 			continue
 		}
-		if b.taken[q.fn] && b.out.Funcs[q.fn].Addr != 0 {
+		if b.taken[q.fn] && !b.onlyCompared(q.fn) && b.out.Funcs[q.fn].Addr != 0 {
 			indirect(q.loc, q.fn, b.out.Funcs[q.fn].Addr)
 		}
 		for i := range b.f.Dynsym {

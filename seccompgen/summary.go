@@ -104,6 +104,7 @@ type builder struct {
 	nsites    int
 	returns   []bool // by function: it has an instruction that may return
 	noreturn  []bool
+	written   map[uint64]bool // variables of a Go program that are stored to
 }
 
 // summarise analyses one x86-64 file. known are functions of other files that
@@ -203,7 +204,11 @@ func (b *builder) dataPointers() []uint64 {
 			if s.Flags&elf.PF_X != 0 {
 				continue
 			}
-			for off := 0; off+8 <= len(s.Data); off += 4 {
+			step := 4
+			if b.f.GoPCLn != 0 {
+				step = 8
+			}
+			for off := 0; off+8 <= len(s.Data); off += step {
 				// Little-endian; most words fail on their upper half.
 				d := s.Data[off : off+8]
 				if d[7]|d[6]|d[5] != 0 {
@@ -808,6 +813,16 @@ var neverReturns = set("abort", "exit", "_exit", "_Exit", "quick_exit", "pthread
 func (b *builder) findNoReturn() {
 	n := len(b.funcs)
 	may := slices.Clone(b.returns)
+	named := make([]bool, n)
+	for _, tab := range [][]elfread.Symbol{b.f.Dynsym, b.f.Symtab} {
+		for i := range tab {
+			if s := &tab[i]; s.Defined && neverReturns[s.Name] {
+				if k := b.at(s.Value); k >= 0 && b.funcs[k].Lo == s.Value {
+					named[k], may[k] = true, false
+				}
+			}
+		}
+	}
 	back := map[int32][]int32{}
 	var work []int32
 	for i, r := range b.calls {
@@ -817,11 +832,17 @@ func (b *builder) findNoReturn() {
 	}
 	for i, r := range b.imports {
 		if r.jump && !neverReturns[b.out.Imports[r.sym]] {
-			may[b.impFunc[i]] = true
+			may[b.impFunc[i]] = !named[b.impFunc[i]]
 		}
 	}
 	for i := range n {
-		if b.isPLT[i] {
+		if name := b.out.Funcs[i].Name; b.isGo[i] && (strings.HasPrefix(name, "runtime.panic") || strings.HasPrefix(name, "runtime.goPanic") ||
+			name == "runtime.gopanic" || name == "runtime.throw" || strings.HasPrefix(name, "runtime.fatal") || name == "runtime.goexit0") {
+			named[i], may[i] = true, false
+		}
+	}
+	for i := range n {
+		if b.isPLT[i] && !named[i] {
 			may[i] = true
 		}
 		if may[i] {
@@ -832,7 +853,7 @@ func (b *builder) findNoReturn() {
 		f := work[len(work)-1]
 		work = work[:len(work)-1]
 		for _, c := range back[f] {
-			if !may[c] {
+			if !may[c] && !named[c] {
 				may[c] = true
 				work = append(work, c)
 			}

@@ -69,6 +69,10 @@ type body struct {
 	frame []int32 // frame pointer likewise
 	// switches is true where every indirect jump has a table.
 	switches bool
+	// unwinds is true where an exception can land: unwinding needs .eh_frame.
+	unwinds bool
+	// variable gives the value of a variable that nothing changes; may be nil.
+	variable func(addr uint64, size uint8) (int64, bool)
 	leas     []int32 // slots whose address is computed
 	clobber  uint32  // registers that a call changes
 }
@@ -91,6 +95,10 @@ func (b *builder) body(fi int32) *body {
 		return d
 	}
 	d := newBody(b.f, b.funcs[fi], b.inner, b.isGo[fi], b.endsPath)
+	d.unwinds = b.exact[fi] && !b.isGo[fi]
+	if b.isGo[fi] {
+		d.variable = b.goVariable
+	}
 	b.bodies[fi] = d
 	return d
 }
@@ -306,6 +314,9 @@ func (d *body) flow(succs [][]int32) {
 		}
 		next := succs[i]
 		for _, s := range next {
+			if s == 0 {
+				continue // where the function begins is what everything is relative to
+			}
 			a := join(&d.delta[s], sp)
 			if join(&d.frame[s], bp) || a {
 				work = append(work, s)
@@ -316,7 +327,7 @@ func (d *body) flow(succs [][]int32) {
 		}
 	}
 	for i := range d.ins {
-		if in := &d.ins[i]; in.Class == x86.Lea {
+		if in := &d.ins[i]; in.Class == x86.Lea && in.Reg != x86.RBP {
 			if off, ok := d.slotOf(int32(i)); ok {
 				d.leas = append(d.leas, off)
 			}
@@ -428,7 +439,7 @@ func (q *query) before(i int32, loc location, depth int) values {
 			if int(p.at) < len(q.d.ins) && q.d.ins[p.at].Class == x86.Nop {
 				continue
 			}
-			if p.loc.Slot || q.d.clobber>>p.loc.Reg&1 == 0 {
+			if q.d.unwinds && (p.loc.Slot || q.d.clobber>>p.loc.Reg&1 == 0) {
 				for k := range q.d.ins {
 					if c := q.d.ins[k].Class; c == x86.Call || c == x86.CallInd {
 						push(point{int32(k), p.loc})
@@ -438,10 +449,38 @@ func (q *query) before(i int32, loc location, depth int) values {
 			continue
 		}
 		for _, pr := range preds {
+			if c, ok := q.proved(pr, p); ok {
+				out.addConst(c)
+				continue
+			}
 			q.after(pr, p.loc, depth, &out, push)
 		}
 	}
 	return out
+}
+
+// proved tells what a branch on equality says of a register: compilers use
+// that it holds what it was compared with.
+func (q *query) proved(jcc int32, p point) (int64, bool) {
+	j := &q.d.ins[jcc]
+	if j.Class != x86.Jcc || p.loc.Slot || jcc == 0 || len(q.d.preds[jcc]) != 1 || q.d.preds[jcc][0] != jcc-1 || q.d.entry[jcc] {
+		return 0, false
+	}
+	taken := int(p.at) < len(q.d.pcs) && j.Target(q.d.pcs[jcc]) == q.d.pcs[p.at]
+	if taken == (p.at == jcc+1) || j.Cond != 4 && j.Cond != 5 || taken != (j.Cond == 4) {
+		return 0, false
+	}
+	switch c := &q.d.ins[jcc-1]; {
+	case c.IsMem || c.Size < 4 || c.RM != p.loc.Reg:
+	case c.Class == x86.Test && c.Reg == c.RM:
+		return 0, true
+	case c.Class == x86.AluImm && c.Alu == x86.Cmp:
+		if c.Size == 4 {
+			return zext32(c.Imm), true
+		}
+		return c.Imm, true
+	}
+	return 0, false
 }
 
 func reg(r uint8) location { return location{Reg: r} }
@@ -785,6 +824,12 @@ func (q *query) load(i int32, size uint8, depth int, out *values, push func(poin
 			out.addConst(v)
 			return
 		}
+		if q.d.variable != nil {
+			if v, ok := q.d.variable(a, size); ok {
+				out.addConst(v)
+				return
+			}
+		}
 		fail("loaded from a variable")
 		return
 	}
@@ -862,7 +907,7 @@ func (q *query) afterSlot(i int32, loc location, depth int, out *values, push fu
 		}
 		push(point{i, loc})
 		return
-	case x86.Lea, x86.Movx, x86.Cmov, x86.Nop, x86.JmpInd, x86.Jmp, x86.Jcc, x86.Endbr, x86.Ret, x86.Trap:
+	case x86.Lea, x86.Movx, x86.Cmov, x86.Test, x86.Nop, x86.JmpInd, x86.Jmp, x86.Jcc, x86.Endbr, x86.Ret, x86.Trap:
 		push(point{i, loc})
 		return
 	}
@@ -873,7 +918,17 @@ func (q *query) afterSlot(i int32, loc location, depth int, out *values, push fu
 	off, ok := q.d.slotOf(i)
 	if !ok {
 		if in.Base == x86.RSP || in.Base == x86.RBP && q.d.frame[i] > unvisited {
-			fail("in a stack that is not followed")
+			// An array in the frame: it begins at its own slot, and nothing
+			// indexes it below that.
+			base := q.d.delta[i]
+			if in.Base == x86.RBP {
+				base = q.d.frame[i]
+			}
+			if base <= unvisited || base+in.Disp < hi {
+				fail("in a stack that is not followed")
+				return
+			}
+			push(point{i, loc})
 			return
 		}
 		if !in.RIP && escaped() && (in.Class != x86.Other) {

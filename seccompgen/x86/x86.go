@@ -28,7 +28,7 @@ const (
 	CallInd // through a register or memory
 	Jmp     // direct, Target
 	JmpInd
-	Jcc // direct, Target; also loop and jrcxz
+	Jcc // direct, Target; Cond; also loop and jrcxz, where Cond is None
 	Ret
 	Trap // ud2, hlt, int3: control does not continue
 	Syscall
@@ -40,6 +40,7 @@ const (
 	Movx    // Reg ← zero- or sign-extended RM
 	Cmov    // Reg ← Reg or RM
 	Setcc   // RM8 ← 0 or 1
+	Test    // flags of RM & Reg
 	Alu     // Dst ← Dst op Src; op in Alu
 	AluImm  // Dst ← Dst op Imm
 	Not     // RM ← ^RM
@@ -104,7 +105,9 @@ type Inst struct {
 	// RIP is true when the memory operand is relative to the next instruction.
 	RIP bool
 	// Seg is true under an FS or GS prefix.
-	Seg    bool
+	Seg bool
+	// Cond is the condition of Jcc, as in the low four bits of the opcode.
+	Cond   uint8
 	Signed bool // Movx sign-extends
 	// Privileged is true for what faults in a program: in data taken for code.
 	Privileged bool
@@ -230,7 +233,8 @@ var gprTwoByte = func() (t [256]uint8) {
 			t[op] = v
 		}
 	}
-	set(3, 0x00, 0x01, 0x02, 0x03, 0x20, 0x21, 0x22, 0x23, 0x78, 0x7e, 0xa4, 0xa5, 0xab, 0xac, 0xad, 0xae, 0xb0, 0xb1, 0xb3, 0xba, 0xbb, 0xc0, 0xc1, 0xc7, 0x1e)
+	set(3, 0x02, 0x03, 0x20, 0x21, 0x22, 0x23, 0x78, 0x7e, 0xa4, 0xa5, 0xab, 0xac, 0xad, 0xb0, 0xb1, 0xb3, 0xbb, 0xc0, 0xc1, 0x1e)
+	set(2, 0x00, 0x01, 0xae, 0xba, 0xc7) // the reg field is part of the opcode
 	set(1, 0x2c, 0x2d, 0x50, 0xaf, 0xb2, 0xb4, 0xb5, 0xb6, 0xb7, 0xb8, 0xbc, 0xbd, 0xbe, 0xbf, 0xc5, 0xd7)
 	for op := 0x40; op < 0x50; op++ {
 		t[op] = 1
@@ -517,6 +521,7 @@ func classify(op byte, in *Inst, rex byte, rep bool) {
 		in.writes = 1<<RDI | 1<<RSI | 1<<RCX
 	case op >= 0x70 && op < 0x80:
 		in.Class = Jcc
+		in.Cond = op & 15
 	case op == 0x80 || op == 0x81 || op == 0x83:
 		in.Class = AluImm
 		in.Alu = AluOp(in.Reg & 7)
@@ -529,7 +534,11 @@ func classify(op byte, in *Inst, rex byte, rep bool) {
 		if in.Alu != Cmp {
 			in.writes = bit(in.RM)
 		}
-	case op == 0x84 || op == 0x85: // test
+	case op == 0x84 || op == 0x85:
+		in.Class = Test
+		if op == 0x84 {
+			in.Size = 1
+		}
 	case op == 0x86 || op == 0x87:
 		in.Class = Xchg
 		if op == 0x86 {
@@ -632,6 +641,7 @@ func classify(op byte, in *Inst, rex byte, rep bool) {
 		in.writes = 1 << RAX
 	case op >= 0xe0 && op <= 0xe3:
 		in.Class = Jcc
+		in.Cond = None
 		in.writes = 1 << RCX
 	case op == 0xe8:
 		in.Class = Call
@@ -779,6 +789,7 @@ func decode0F(code []byte, p, n int, in *Inst, rex byte, opsize16, rep, repne bo
 		in.Load = true
 	case op >= 0x80 && op < 0x90:
 		in.Class = Jcc
+		in.Cond = op & 15
 	case op >= 0x90 && op < 0xa0:
 		in.Class = Setcc
 		in.Size = 1

@@ -23,7 +23,7 @@ func TestDecode(t *testing.T) {
 		{"crc32 with 66 and REX", "66f2480f38f1c0", x86.Other, 7, 1},
 		{"adcx", "66490f38f6c0", x86.Other, 6, 1 | 1<<x86.R8},
 		{"rdpkru", "0f01ee", x86.Other, 3, 1<<x86.RAX | 1<<x86.RCX | 1<<x86.RDX},
-		{"rdseed", "0fc7f8", x86.Other, 3, 1<<x86.RAX | 1<<x86.RDX | 1<<x86.RDI},
+		{"rdseed", "0fc7f8", x86.Other, 3, 1<<x86.RAX},
 		{"an AVX-512 compare with disp8", "62f37d483f4701" + "04", x86.Other, 8, 0},
 		{"movabs", "48b8efcdab8967452301", x86.MovImm, 10, 1},
 		{"test r/m8, imm8 has an immediate", "f60701", x86.Other, 3, 0},
@@ -33,6 +33,7 @@ func TestDecode(t *testing.T) {
 		{"call through memory", "ff1500000000", x86.CallInd, 6, 0},
 		{"mov with moffs64", "48a1" + "0011223344556677", x86.Other, 10, 1},
 		{"a REX prefix before another prefix does not count", "4866b80100", x86.MovImm, 5, 1},
+		{"the reg field of bt is no register", "0fbae009", x86.Other, 4, 0xffff},
 		{"xop", "8fe9789bc1", x86.Other, 5, 0xffff},
 	} {
 		code, err := hex.DecodeString(row.code)
@@ -46,6 +47,10 @@ func TestDecode(t *testing.T) {
 		if row.writes != 0xffff && in.Writes()&row.writes != row.writes {
 			t.Errorf("%s: writes %#x; want at least %#x", row.claim, in.Writes(), row.writes)
 		}
+	}
+	var in x86.Inst
+	if !x86.Decode([]byte{0x0f, 0xba, 0xe0, 0x09}, &in) || in.Writes()&(1<<x86.RSP) != 0 {
+		t.Errorf("bt eax, 9 changes the stack pointer: %#x", in.Writes())
 	}
 }
 
