@@ -78,18 +78,28 @@ func notifySocket(cfg *site.Config) string {
 	return filepath.Join(filepath.Dir(cfg.Socket), "notify.sock")
 }
 
+func lockFile(cfg *site.Config) string { return filepath.Join(cfg.StateDir, "lock") }
+
 func monitor(ctx context.Context, config string, adopt bool) error {
 	cfg, err := site.Load(config)
 	if err != nil {
 		return err
 	}
+	managed, ready := underServiceManager(os.Getenv, os.Getpid()), func() {}
+	if managed && !adopt {
+		if ready, err = readiness(); err != nil {
+			return err
+		}
+	}
 	return supervise.Monitor(ctx, supervise.MonitorOptions{
 		Socket:       cfg.Socket,
 		NotifySocket: notifySocket(cfg),
-		Lock:         filepath.Join(cfg.StateDir, "lock"),
+		Lock:         lockFile(cfg),
 		WorkerArgs:   []string{argWorker, config},
 		MonitorArgs:  []string{argAdopt, config},
 		Adopt:        adopt,
+		TakeOver:     managed && !adopt,
+		Ready:        ready,
 	})
 }
 
@@ -131,6 +141,7 @@ func work(config string) error {
 			return x, nil
 		},
 		Net:         guards.NewNets(),
+		Lock:        lockFile(cfg),
 		MonitorArgs: []string{argAdopt, config},
 		MemfdArgs:   []string{argMemfd},
 		PrepareLife: 3 * time.Minute,

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"sync"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -147,12 +146,14 @@ func (g *Guard) SweepPending(fds []int32) (refused int) {
 }
 
 func (g *Guard) respond(fd int32, allow bool) error {
-	r := unix.FanotifyResponse{Fd: fd, Response: unix.FAN_DENY}
+	verdict := uint32(unix.FAN_DENY)
 	if allow {
-		r.Response = unix.FAN_ALLOW
+		verdict = unix.FAN_ALLOW
 	}
+	r := binary.NativeEndian.AppendUint32(nil, uint32(fd)) // struct fanotify_response
+	r = binary.NativeEndian.AppendUint32(r, verdict)
 	for {
-		_, err := unix.Write(g.fd, (*[unsafe.Sizeof(r)]byte)(unsafe.Pointer(&r))[:])
+		_, err := unix.Write(g.fd, r)
 		if err != unix.EINTR {
 			return err
 		}
