@@ -322,10 +322,6 @@ func (x *Execs) ours(token, path string) bool {
 func (x *Execs) nearest(token, path string) []record.Origin {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	writable := slices.Clone(x.containers[token].writable)
-	if len(writable) == 0 {
-		return nil
-	}
 	common := func(a string) int {
 		n := 0
 		for n < len(a) && n < len(path) && a[n] == path[n] {
@@ -333,6 +329,7 @@ func (x *Execs) nearest(token, path string) []record.Origin {
 		}
 		return strings.Count(a[:n], "/")
 	}
+	writable := slices.DeleteFunc(slices.Clone(x.containers[token].writable), func(w plan.Writable) bool { return common(w.Path) < 2 })
 	slices.SortStableFunc(writable, func(a, b plan.Writable) int { return common(b.Path) - common(a.Path) })
 	var origins []record.Origin
 	for _, w := range writable[:min(2, len(writable))] {

@@ -147,6 +147,10 @@ type made struct {
 	declared *declared.Declared
 	engine   *specs.LinuxSeccomp
 	has32    bool
+	// withheld are calls that programs of the image make and that the engine's
+	// profile never allows. They are not in the plan; but being refused them is
+	// no deviation of the container's.
+	withheld []plan.Syscall
 }
 
 // Plan is for people: what would be planned for a container that nobody runs yet.
@@ -204,6 +208,11 @@ func (p *Planner) plan(ctx context.Context, cfg *site.Config, d *declared.Declar
 	out := &made{plan: compose(f), declared: d, engine: engine}
 	if f.calls != nil {
 		out.has32 = f.calls.Has32
+		for _, c := range f.calls.Calls {
+			if f.engine != nil && !f.engine(c.Name) {
+				out.withheld = append(out.withheld, c)
+			}
+		}
 	}
 	out.plan.Notes = append(out.plan.Notes, netpolicy.CapabilityNotes(out.plan.Capabilities)...)
 	return out, nil
@@ -255,7 +264,7 @@ func (p *Planner) apply(m *made, spec *bundle.Spec, req supervise.Preparation, r
 func (p *Planner) filterInput(m *made, spec *bundle.Spec, req supervise.Preparation) filter.Input {
 	mode := m.plan.Mode[record.Syscalls]
 	in := filter.Input{
-		Arch: m.plan.Syscalls.Architecture, Allow: m.plan.Syscalls.Allow, Widened: m.plan.Syscalls.Widened,
+		Arch: m.plan.Syscalls.Architecture, Allow: slices.Concat(m.plan.Syscalls.Allow, m.withheld), Widened: m.plan.Syscalls.Widened,
 		Engine: m.engine, Has32: m.has32, RuncVersion: p.RuncVersion,
 		ListenerPath: req.NotifySocket, ListenerMetadata: req.Token, Mode: mode,
 	}
