@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
+	"debug/elf"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -181,18 +182,21 @@ func (st *store) result(ctx context.Context, r *reader, req Request) (Result, er
 		if err != nil {
 			return out, &NotProgram{p.Path, err, "name a program, or the interpreter of the script"}
 		}
-		if h.Class == 1 && h.Machine == 3 {
+		r.privileged(p.Path, &out)
+		if h.Class == elf.ELFCLASS32 && (h.Machine == elf.EM_386 || h.Machine == elf.EM_X86_64) {
 			out.Has32 = true
 			sites[plan.Site{File: p.Path, Reason: "a 32-bit program is not analysed"}] = true
 			continue
 		}
-		r.privileged(p.Path, &out)
 		g, err := l.graph(p.Path, req.ExtraLibraries)
 		if err != nil {
 			return out, err
 		}
 		for _, m := range g.mods[1:] {
 			libs[m.path] = true
+		}
+		if l.opened > maxPlugins {
+			sites[plan.Site{File: p.Path, Reason: fmt.Sprintf("may open more than %d libraries", maxPlugins)}] = true
 		}
 		cs, un := g.calls(out.Machine)
 		for _, u := range un {

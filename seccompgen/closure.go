@@ -107,13 +107,14 @@ func (e *NotProgram) Remedy() string { return e.Way }
 
 // loader finds libraries the way ld.so(8) does, and reads each file once.
 type loader struct {
-	ctx   context.Context
-	r     *reader
-	store *store
-	env   map[string]string
-	dirs  []string // ld.so.conf and the default directories of glibc
-	musl  []string
-	isDir map[string]bool // ordinary library directories, free of symbolic links
+	ctx    context.Context
+	r      *reader
+	store  *store
+	env    map[string]string
+	dirs   []string // ld.so.conf and the default directories of glibc
+	musl   []string
+	opened int             // libraries found below plugin directories of the program at hand
+	isDir  map[string]bool // ordinary library directories, free of symbolic links
 }
 
 func newLoader(ctx context.Context, r *reader, s *store, env []string) *loader {

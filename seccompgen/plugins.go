@@ -33,6 +33,7 @@ var (
 // plugins lists the files that a program may open by name, as far as its live
 // code can open anything.
 func (l *loader) plugins(c *closure, g *graph) []string {
+	l.opened = 0
 	var out []string
 	add := func(p string) {
 		if _, loaded := c.index[p]; !loaded && !slices.Contains(out, p) && l.store.loadable(p) {
@@ -187,6 +188,9 @@ func (l *loader) below(dir string, depth int, add func(string)) {
 		}
 		if library.MatchString(e.Name()) {
 			if p, _, ok := l.r.regular(p); ok {
+				if l.opened++; l.opened > maxPlugins {
+					return // reported as unresolved
+				}
 				add(p)
 			}
 		}

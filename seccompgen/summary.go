@@ -215,7 +215,7 @@ func (b *builder) dataPointers() []uint64 {
 					continue
 				}
 				w := uint64(d[0]) | uint64(d[1])<<8 | uint64(d[2])<<16 | uint64(d[3])<<24 | uint64(d[4])<<32
-				if w >= lo && w < hi {
+				if w >= lo && w < hi && !slices.ContainsFunc(b.f.Tables, func(r elfread.Range) bool { a := s.Addr + uint64(off); return a >= r.Lo && a < r.Hi }) {
 					t = append(t, w)
 				}
 			}

@@ -99,6 +99,8 @@ type File struct {
 	goText  uint64
 	BuildID string
 	Strtab  Range // .dynstr
+	// Tables are what the loader reads itself: headers, symbols, relocations.
+	Tables []Range
 
 	sections []elf.Section64
 	shnames  []byte
@@ -190,6 +192,9 @@ func Read(src io.ReaderAt, size int64) (f *File, err error) {
 				return nil, fmt.Errorf("read segment at %#x: %w", p.Vaddr, err)
 			}
 			f.Segments = append(f.Segments, Segment{p.Vaddr, elf.ProgFlag(p.Flags), data})
+			if p.Off == 0 {
+				f.Tables = append(f.Tables, Range{p.Vaddr, p.Vaddr + 64 + uint64(hdr.Phnum)*56})
+			}
 		case elf.PT_INTERP:
 			b, err := r.at(p.Off, min(p.Filesz, maxString))
 			if err != nil {
@@ -444,6 +449,7 @@ func (f *File) readDynamic(dyn Range) error {
 			return fmt.Errorf("read relocations: more than %d", maxRelocs)
 		}
 		raw[i] = d
+		f.Tables = append(f.Tables, Range{bl.addr, bl.addr + uint64(len(d))})
 		for ; len(d) >= 24; d = d[24:] {
 			nsyms = max(nsyms, uint64(binary.LittleEndian.Uint32(d[12:]))+1)
 		}
@@ -454,6 +460,7 @@ func (f *File) readDynamic(dyn Range) error {
 			d = d[:n]
 		}
 		f.Dynsym = symbols(d, strs)
+		f.Tables = append(f.Tables, Range{at, at + uint64(len(d))}, dyn)
 	}
 	for _, d := range raw {
 		for ; len(d) >= 24; d = d[24:] {

@@ -23,7 +23,7 @@ func TestDecode(t *testing.T) {
 		{"crc32 with 66 and REX", "66f2480f38f1c0", x86.Other, 7, 1},
 		{"adcx", "66490f38f6c0", x86.Other, 6, 1 | 1<<x86.R8},
 		{"rdpkru", "0f01ee", x86.Other, 3, 1<<x86.RAX | 1<<x86.RCX | 1<<x86.RDX},
-		{"rdseed", "0fc7f8", x86.Other, 3, 1<<x86.RAX},
+		{"rdseed", "0fc7f8", x86.Other, 3, 1 << x86.RAX},
 		{"an AVX-512 compare with disp8", "62f37d483f4701" + "04", x86.Other, 8, 0},
 		{"movabs", "48b8efcdab8967452301", x86.MovImm, 10, 1},
 		{"test r/m8, imm8 has an immediate", "f60701", x86.Other, 3, 0},

@@ -1,0 +1,42 @@
+// Package seccompgen works out, from ELF files alone, which system calls
+// programs can make: nothing is run and no rule is written by hand.
+//
+// # How
+//
+// For every program: everything it loads (DT_NEEDED, the interpreter, preloads)
+// and everything it may open by name; a call graph over all of it, from the
+// entry point, initialisers and every function whose address is in data or is
+// taken by live code; at every system call instruction that can be reached, the
+// values its number register can hold, followed backwards through copies,
+// branches, stack slots and, where the number is an argument, through callers
+// in any file. Each file is summarised once per content and cached; so is the
+// whole answer.
+//
+// # Guarantees
+//
+// A call that reachable code makes with a number the analysis can prove is in
+// Result.Calls. A reachable system call instruction whose number was not proved
+// is in Result.Unresolved with the reason; none is dropped, apart from those
+// listed in benign.go with their justification. Input is bounded: a hostile
+// file makes an error or a useless answer, not a panic, and time is bounded by
+// the context.
+//
+// # What is not seen
+//
+//   - Code made at run time (JIT compilers), or decoded from data (packers).
+//   - Libraries named by strings that are put together at run time, unless they
+//     lie below a directory whose path is in the program's data or that the
+//     catalogue in plugins.go knows. Request.ExtraLibraries is for those.
+//   - dlsym of a function of an already loaded library by a name that is not a
+//     string in the data of the file that calls dlsym.
+//   - A stack slot changed through a pointer that was made from an address
+//     outside the range that the slot's neighbourhood suggests: compilers keep
+//     spilled values apart from variables whose address is taken.
+//
+// # Sources
+//
+// System V ABI for AMD64 (calling convention, what calls preserve), ld.so(8) and
+// musl's dynlink.c for where libraries are found, Go's internal ABI
+// specification for arguments in registers, glibc's and musl's sources for the
+// functions named in benign.go.
+package seccompgen

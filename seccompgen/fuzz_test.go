@@ -1,0 +1,95 @@
+package seccompgen
+
+import (
+	"bytes"
+	"context"
+	"debug/elf"
+	"encoding/binary"
+	"testing"
+	"time"
+
+	"github.com/declarun/declarun/seccompgen/elfread"
+	"github.com/declarun/declarun/seccompgen/x86"
+)
+
+// tiny builds a program of one segment.
+func tiny(code []byte, machine elf.Machine, vaddr, memsz uint64) []byte {
+	var b bytes.Buffer
+	h := elf.Header64{Type: uint16(elf.ET_EXEC), Machine: uint16(machine), Version: 1, Entry: vaddr + 120, Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: 1}
+	copy(h.Ident[:], elf.ELFMAG)
+	h.Ident[4], h.Ident[5], h.Ident[6] = byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), 1
+	p := elf.Prog64{Type: uint32(elf.PT_LOAD), Flags: 5, Vaddr: vaddr, Filesz: 120 + uint64(len(code)), Memsz: memsz}
+	_ = binary.Write(&b, binary.LittleEndian, h)
+	_ = binary.Write(&b, binary.LittleEndian, p)
+	b.Write(code)
+	return b.Bytes()
+}
+
+func FuzzELF(f *testing.F) {
+	f.Add(tiny([]byte{0xb8, 60, 0, 0, 0, 0x0f, 0x05, 0xf4}, elf.EM_X86_64, 0x400000, 4096))
+	f.Add(tiny([]byte{0xb8, 60, 0, 0, 0, 0xeb, 0xf9, 0x0f, 0x05}, elf.EM_X86_64, 0xfffffffffffff000, 1<<63))
+	f.Add(tiny([]byte{0xe8, 0xfb, 0xff, 0xff, 0xff, 0x50, 0x0f, 0x05}, elf.EM_X86_64, 0, 4<<30))
+	f.Add(tiny([]byte{0xff, 0x24, 0xc5, 0x78, 0, 0x40, 0, 0x0f, 0x05}, elf.EM_X86_64, 0x400000, 4096))
+	f.Add([]byte("\x7fELF"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if len(data) > 1<<16 {
+			return
+		}
+		ef, err := elfread.Read(bytes.NewReader(data), int64(len(data)))
+		if err != nil || ef.Machine != elf.EM_X86_64 {
+			return
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		s, err := summarise(ctx, ef, map[string][]location{"syscall": {reg(x86.RDI)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		g := link([]*module{{path: "/p", sum: s}})
+		g.run()
+		g.calls("amd64")
+		back, err := decodeSummary(s.encode())
+		if err != nil || len(back.Funcs) != len(s.Funcs) {
+			t.Fatalf("the cached form does not read back: %v", err)
+		}
+	})
+}
+
+func FuzzDecodeSummary(f *testing.F) {
+	s := &summary{Soname: "x", Needed: []string{"a"}, Entry: 0, Funcs: []function{{Addr: 1, Calls: []int32{0}, Sites: []site{{1, 2, ""}}}}, Exports: []export{{"e", 0}}}
+	f.Add(s.encode())
+	f.Add([]byte{0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0x0f})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s, err := decodeSummary(b)
+		if err != nil {
+			return
+		}
+		g := link([]*module{{path: "/p", sum: s, exported: true}})
+		g.run()
+	})
+}
+
+func TestHostileHeaders(t *testing.T) {
+	good := tiny([]byte{0xb8, 60, 0, 0, 0, 0x0f, 0x05, 0xf4}, elf.EM_X86_64, 0x400000, 4096)
+	for _, row := range []struct {
+		claim string
+		edit  func(b []byte)
+	}{
+		{"65,535 program headers", func(b []byte) { binary.LittleEndian.PutUint16(b[56:], 0xffff) }},
+		{"program headers outside the file", func(b []byte) { binary.LittleEndian.PutUint64(b[32:], 1<<63) }},
+		{"a segment of 4 GB", func(b []byte) {
+			binary.LittleEndian.PutUint64(b[64+32:], 4<<30)
+			binary.LittleEndian.PutUint64(b[64+40:], 4<<30)
+		}},
+		{"a segment at the end of the address space", func(b []byte) { binary.LittleEndian.PutUint64(b[64+16:], ^uint64(0)-16) }},
+	} {
+		b := bytes.Clone(good)
+		row.edit(b)
+		if _, err := elfread.Read(bytes.NewReader(b), int64(len(b))); err == nil {
+			t.Errorf("%s: no error", row.claim)
+		}
+	}
+	if _, err := elfread.Read(bytes.NewReader(good), int64(len(good))); err != nil {
+		t.Error(err)
+	}
+}

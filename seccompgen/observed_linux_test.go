@@ -1,0 +1,190 @@
+package seccompgen_test
+
+// The analysis is worth nothing if a program needs a call that it did not
+// find. Here real programs run under strace, and everything seen must be
+// allowed.
+
+import (
+	"bufio"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/declarun/declarun/integration/need"
+	"github.com/declarun/declarun/seccompgen"
+	"github.com/declarun/declarun/shim/record"
+	"github.com/declarun/declarun/shim/rootfs"
+)
+
+var (
+	sawCall = regexp.MustCompile(`^(?:\d+ +)?([a-z_][a-z0-9_]*)\(`)
+	sawExec = regexp.MustCompile(`^(?:\d+ +)?execve\("([^"]+)"`) // also those that fail or are interrupted by other threads' lines
+)
+
+func TestObservedIsAllowed(t *testing.T) {
+	strace := need.Program(t, "strace")
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "f"), []byte("b\na\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	cacheDir := t.TempDir()
+	for _, row := range [][]string{
+		{"true"},
+		{"ls", "-laR", "/etc/ssl"},
+		{"cat", "/etc/passwd"},
+		{"cp", "-a", "f", "g"},
+		{"mv", "g", "h"},
+		{"touch", "h"},
+		{"rm", "h"},
+		{"mkdir", "-p", "a/b"},
+		{"stat", "f"},
+		{"df"},
+		{"id"},
+		{"date"},
+		{"sleep", "0.01"},
+		{"head", "-1", "f"},
+		{"timeout", "5", "true"},
+		{"env", "-i", "true"},
+		{"sort", "--parallel=2", "f"},
+		{"tar", "czf", "x.tgz", "f"},
+		{"tar", "xzf", "x.tgz"},
+		{"find", "/etc/ssl", "-name", "x"},
+		{"grep", "-r", "x", "/etc/ssl/openssl.cnf"},
+		{"sed", "-i", "s/a/c/", "f"},
+		{"bash", "-c", "echo $(ls) | cat; ulimit -n; (exit 3); trap : TERM; kill -TERM $$; read x < f; [[ -w f ]]; sleep 0 & wait"},
+		{"dash", "-c", "echo $(ls) | cat; cd /; umask 22; test -r /etc/passwd; ulimit -a"},
+		{"getent", "passwd", "root"},
+		{"getent", "hosts", "localhost"},
+		{"getent", "ahosts", "nowhere.invalid"},
+		{"curl", "--version"},
+		{"curl", "-m", "2", "http://127.0.0.1:9/"},
+		{"openssl", "genrsa", "1024"},
+		{"perl", "-e", "use POSIX; use Socket; socket(S, AF_INET, SOCK_STREAM, 0); print getpwuid(0), `echo x`; fork or exit; wait"},
+		{"git", "--version"},
+		{"iconv", "-f", "latin1", "-t", "utf8", "f"},
+		{"gzip", "-k", "f"},
+		{"setpriv", "--reuid", "65534", "--clear-groups", "true"},
+		{"busybox", "ls", "-la"},
+		{"busybox", "sh", "-c", "echo x | cat; id"},
+		{"nginx", "-V"},
+		{"redis-server", "--version"},
+		{"memcached", "-V"},
+		{"/usr/lib/postgresql/15/bin/postgres", "--version"},
+		{"go", "version"},
+		{"tini", "--", "true"},
+		{"gosu", "nobody", "true"},
+	} {
+		t.Run(strings.Join(row, " "), func(t *testing.T) {
+			t.Parallel()
+			if _, err := exec.LookPath(row[0]); err != nil {
+				t.Skipf("not installed: %v", err)
+			}
+			programs, seen := trace(t, strace, dir, row)
+			cache, err := seccompgen.OpenDirCache(cacheDir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			allowed := allow(t, cache, programs)
+			for name, line := range seen {
+				if !allowed[name] {
+					t.Errorf("%s was seen and is not allowed: %s", name, line)
+				}
+			}
+		})
+	}
+}
+
+// trace runs a command and gives the programs that were executed and the calls
+// that were made, each with one line that shows it.
+func trace(t *testing.T, strace, dir string, argv []string) ([]string, map[string]string) {
+	t.Helper()
+	out := filepath.Join(t.TempDir(), "trace")
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, strace, append([]string{"-f", "-qq", "-o", out, "--"}, argv...)...)
+	cmd.Dir = dir
+	cmd.WaitDelay = time.Second
+	if err := cmd.Run(); ctx.Err() != nil {
+		t.Fatalf("%v: %v", argv, err)
+	}
+	f, err := os.Open(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var programs []string
+	seen := map[string]string{}
+	scan := bufio.NewScanner(f)
+	scan.Buffer(nil, 1<<20)
+	first := true
+	for scan.Scan() {
+		line := scan.Text()
+		if m := sawExec.FindStringSubmatch(line); m != nil {
+			programs = append(programs, interpreters(m[1])...)
+			if first { // strace's own
+				first = false
+				continue
+			}
+		}
+		if m := sawCall.FindStringSubmatch(line); m != nil && seen[m[1]] == "" {
+			seen[m[1]] = line
+		}
+	}
+	if len(programs) == 0 || len(seen) < 5 {
+		t.Fatalf("nothing was traced: %v", programs)
+	}
+	return programs, seen
+}
+
+// interpreters gives what the kernel runs for a file: itself, or for a script
+// its interpreter.
+func interpreters(file string) []string {
+	real, err := filepath.EvalSymlinks(file)
+	if err != nil {
+		return nil
+	}
+	b, err := os.ReadFile(real)
+	if err != nil {
+		return nil
+	}
+	if line, ok := strings.CutPrefix(string(b[:min(len(b), 200)]), "#!"); ok {
+		line, _, _ = strings.Cut(line, "\n")
+		if f := strings.Fields(line); len(f) > 0 {
+			return interpreters(f[0])
+		}
+	}
+	return []string{real}
+}
+
+func allow(t *testing.T, cache seccompgen.Cache, programs []string) map[string]bool {
+	t.Helper()
+	root, err := rootfs.Open("/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	slices.Sort(programs)
+	var req seccompgen.Request
+	for _, p := range slices.Compact(programs) {
+		req.Programs = append(req.Programs, seccompgen.Program{Path: p, Phase: record.Serving})
+	}
+	res, err := seccompgen.Analyse(t.Context(), root, req, cache)
+	if err != nil {
+		t.Fatal(err)
+	}
+	allowed := map[string]bool{}
+	for _, c := range res.Calls {
+		allowed[c.Name] = true
+		if len(c.Origins) == 0 || len(c.Origins) > 3 {
+			t.Errorf("%s has %d origins", c.Name, len(c.Origins))
+		}
+	}
+	t.Logf("%v: %d calls, %d unresolved, %d libraries", programs, len(res.Calls), len(res.Unresolved), len(res.Libraries))
+	return allowed
+}
