@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/declarun/declarun/integration/need"
 	"github.com/declarun/declarun/procmap/internal/elftest"
 	"github.com/declarun/declarun/shim/declared"
 	"github.com/declarun/declarun/shim/plan"
@@ -46,9 +47,7 @@ func (tr tree) write(t testing.TB, dir string) {
 				for _, c := range rest {
 					uid = uid*10 + int(c-'0')
 				}
-				if os.Geteuid() != 0 {
-					t.Skip("needs root to give files away")
-				}
+				need.Root(t) // to give files away
 				must(t, os.Chown(p, uid, uid))
 			}
 		case "elf":
