@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,16 +23,36 @@ type Tree struct {
 	// Overlay is the root (O_PATH) where it is a whole overlay superblock of
 	// the container's own; nil otherwise. Never set it for one that is shared.
 	Overlay *os.File
-	// Mounts are the writable mounts (O_PATH), by destination.
+	// Mounts are the writable mounts (O_PATH), by destination. The root belongs
+	// here, as "/", where it is not an Overlay and Writes is wanted.
 	Mounts map[string]*os.File
+	// Writes asks for a Write for every file of the root that is written, unless
+	// it is, or lies below, one of Declared.
+	Writes   bool
+	Declared []string
 }
 
 type tree struct {
-	mounts  []uint64
-	dev     uint64
-	overlay bool
-	marks   []dropMark
+	id       string
+	mounts   []uint64
+	dev      uint64
+	overlay  bool
+	marks    []dropMark
+	root     *os.File // one of the marks' files; nil: writes are not asked for
+	rootMnt  uint64
+	declared []string
+
+	told map[told]struct{} // of Run's goroutine
 }
+
+// told is a write that was reported already.
+type told struct {
+	pid  int
+	path string
+}
+
+// maxTold bounds what is remembered of a container; then it begins anew.
+const maxTold = 4096
 
 type dropMark struct {
 	flags uint
@@ -43,10 +65,11 @@ type Drops struct {
 	fd   int
 	file *os.File
 
+	writing atomic.Int32 // containers whose writes are asked for
 	mu      sync.RWMutex
 	trees   map[string]*tree
-	byMount map[uint64]string
-	byDev   map[uint64]string
+	byMount map[uint64]*tree
+	byDev   map[uint64]*tree
 }
 
 // OpenDrops makes the group.
@@ -64,8 +87,8 @@ func OpenDrops() (*Drops, error) {
 		fd:      fd,
 		file:    os.NewFile(uintptr(fd), "fanotify"),
 		trees:   map[string]*tree{},
-		byMount: map[uint64]string{},
-		byDev:   map[uint64]string{},
+		byMount: map[uint64]*tree{},
+		byDev:   map[uint64]*tree{},
 	}, nil
 }
 
@@ -87,7 +110,10 @@ func (d *Drops) Close() error {
 // the mounts, until Forget.
 func (d *Drops) Watch(t Tree) error {
 	d.Forget(t.ID)
-	w := &tree{}
+	w := &tree{id: t.ID, told: map[told]struct{}{}}
+	for _, p := range t.Declared {
+		w.declared = append(w.declared, path.Clean("/"+p))
+	}
 	err := func() error {
 		if t.Overlay != nil {
 			dev, mnt, err := identify(t.Overlay)
@@ -98,6 +124,9 @@ func (d *Drops) Watch(t Tree) error {
 			w.mounts = append(w.mounts, mnt)
 			if err := w.keep(unix.FAN_MARK_FILESYSTEM, t.Overlay); err != nil {
 				return err
+			}
+			if t.Writes {
+				w.root, w.rootMnt = w.marks[0].file, mnt
 			}
 		}
 		for dest, f := range t.Mounts {
@@ -112,6 +141,12 @@ func (d *Drops) Watch(t Tree) error {
 			if err := w.keep(unix.FAN_MARK_MOUNT, f); err != nil {
 				return err
 			}
+			if t.Writes && !w.overlay && path.Clean(dest) == "/" {
+				w.root, w.rootMnt = w.marks[len(w.marks)-1].file, mnt
+			}
+		}
+		if t.Writes && w.root == nil {
+			return errors.New("no root to watch writes of")
 		}
 		return nil
 	}()
@@ -122,10 +157,13 @@ func (d *Drops) Watch(t Tree) error {
 	d.mu.Lock()
 	d.trees[t.ID] = w
 	for _, m := range w.mounts {
-		d.byMount[m] = t.ID
+		d.byMount[m] = w
 	}
 	if w.overlay {
-		d.byDev[w.dev] = t.ID
+		d.byDev[w.dev] = w
+	}
+	if w.root != nil {
+		d.writing.Add(1)
 	}
 	d.mu.Unlock()
 	for _, m := range w.marks {
@@ -166,18 +204,21 @@ func (d *Drops) Forget(id string) {
 	w := d.trees[id]
 	delete(d.trees, id)
 	for m, owner := range d.byMount {
-		if owner == id {
+		if owner == w {
 			delete(d.byMount, m)
 		}
 	}
 	for dev, owner := range d.byDev {
-		if owner == id {
+		if owner == w {
 			delete(d.byDev, dev)
 		}
 	}
 	d.mu.Unlock()
 	if w == nil {
 		return
+	}
+	if w.root != nil {
+		d.writing.Add(-1)
 	}
 	for _, m := range w.marks {
 		d.mark(unix.FAN_MARK_REMOVE, m)
@@ -190,9 +231,17 @@ type dropped struct {
 	file *os.File
 }
 
-// Run reports until ctx ends. report is called from one goroutine; lost says
-// how many writes (at least) nobody looked at because too many came at once.
-func (d *Drops) Run(ctx context.Context, report func(Drop), lost func(n int)) error {
+// Reports are what Run tells. Drop and Write are called from one goroutine each.
+type Reports struct {
+	Drop  func(Drop)
+	Write func(Write)
+	// Lost says how many writes (at least) nobody looked at because too many
+	// came at once.
+	Lost func(n int)
+}
+
+// Run reports until ctx ends.
+func (d *Drops) Run(ctx context.Context, to Reports) error {
 	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
 		return fmt.Errorf("run sensor for dropped programs: %w", err)
@@ -202,17 +251,23 @@ func (d *Drops) Run(ctx context.Context, report func(Drop), lost func(n int)) er
 	defer stop()
 
 	// Hashing waits for disks; reading must not.
-	queue := make(chan dropped, 64)
-	var hashing sync.WaitGroup
-	hashing.Go(func() {
-		for x := range queue {
+	drops, writes := make(chan dropped, 64), make(chan Write, 256)
+	var reporting sync.WaitGroup
+	defer reporting.Wait()
+	defer close(drops)
+	defer close(writes)
+	reporting.Go(func() {
+		for x := range drops {
 			x.SHA256 = hash(x.file)
 			x.file.Close()
-			report(x.Drop)
+			to.Drop(x.Drop)
 		}
 	})
-	defer hashing.Wait()
-	defer close(queue)
+	reporting.Go(func() {
+		for x := range writes {
+			to.Write(x)
+		}
+	})
 
 	buf := make([]byte, 64*unix.FAN_EVENT_METADATA_LEN)
 	for ctx.Err() == nil {
@@ -230,7 +285,7 @@ func (d *Drops) Run(ctx context.Context, report func(Drop), lost func(n int)) er
 		case errors.Is(err, unix.EBADF), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EFAULT):
 			return fmt.Errorf("read sensor for dropped programs: %w", err)
 		default: // no descriptor could be made for that event
-			lost(1)
+			to.Lost(1)
 			continue
 		}
 		for b := buf[:n]; len(b) >= unix.FAN_EVENT_METADATA_LEN; {
@@ -243,69 +298,126 @@ func (d *Drops) Run(ctx context.Context, report func(Drop), lost func(n int)) er
 			pid := int32(binary.NativeEndian.Uint32(b[20:]))
 			b = b[size:]
 			if mask&unix.FAN_Q_OVERFLOW != 0 {
-				lost(1)
+				to.Lost(1)
 			}
 			if fd < 0 {
 				continue
 			}
-			x, ok := d.look(int(fd), int(pid))
-			if !ok {
-				unix.Close(int(fd))
-				continue
-			}
-			x.file = os.NewFile(uintptr(fd), x.Path)
-			select {
-			case queue <- x:
-			default:
-				x.file.Close()
-				lost(1)
+			if !d.look(int(fd), int(pid), drops, writes) {
+				to.Lost(1)
 			}
 		}
 	}
 	return nil
 }
 
-// look costs one read for what is no program.
-func (d *Drops) look(fd, pid int) (dropped, bool) {
+// look takes over fd; false: something could not be reported. It costs one
+// read for what is no program, and where no container's writes are asked for
+// nothing more.
+func (d *Drops) look(fd, pid int, drops chan<- dropped, writes chan<- Write) (whole bool) {
+	keep := false
+	defer func() {
+		if !keep {
+			unix.Close(fd)
+		}
+	}()
 	var head [4]byte
 	n, err := unix.Pread(fd, head[:], 0)
-	if err != nil || n < 2 {
-		return dropped{}, false
-	}
-	if _, ok := kindOf(head[:n], 0o111); !ok {
-		return dropped{}, false
+	_, program := kindOf(head[:max(n, 0)], 0o111)
+	if (err != nil || !program) && d.writing.Load() == 0 {
+		return true
 	}
 	var st unix.Stat_t
 	if unix.Fstat(fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return dropped{}, false
+		return true
 	}
-	kind, ok := kindOf(head[:n], st.Mode)
-	if !ok {
-		return dropped{}, false
+	w, mnt, own := d.owner(fd, pid, st.Dev)
+	if w == nil {
+		return true // forgotten meanwhile
 	}
-	_, mnt, err := identifyFD(fd)
-	if err != nil {
-		return dropped{}, false
+	whole = true
+	if w.root != nil && (mnt == w.rootMnt || !own) {
+		whole = w.write(fd, pid, own, st, writes)
 	}
-	d.mu.RLock()
-	id, ok := d.byMount[mnt]
-	if !ok {
-		id, ok = d.byDev[st.Dev]
+	kind, program := kindOf(head[:max(n, 0)], st.Mode)
+	if !program {
+		return whole
 	}
-	if !ok {
-		var root unix.Stat_t
-		if unix.Stat(fmt.Sprintf("/proc/%d/root", pid), &root) == nil {
-			id, ok = d.byDev[root.Dev]
-		}
-	}
-	d.mu.RUnlock()
-	if !ok {
-		return dropped{}, false // forgotten meanwhile
-	}
-	x := dropped{Drop: Drop{Container: id, PID: pid, Kind: kind, Size: st.Size}}
+	x := dropped{Drop: Drop{Container: w.id, PID: pid, Kind: kind, Size: st.Size}}
 	x.Path, _ = os.Readlink(proc(fd))
 	x.Comm, x.Exe = describe(pid)
-	return x, true
+	if len(drops) == cap(drops) { // this goroutine is the only one that sends
+		return false
+	}
+	x.file, keep = os.NewFile(uintptr(fd), x.Path), true
+	drops <- x
+	return whole
+}
+
+// owner finds the container of a written file. own is true where the file was
+// reached through a mount that Watch was told of. What comes by another one is
+// on an overlay that is marked as a whole.
+func (d *Drops) owner(fd, pid int, dev uint64) (w *tree, mnt uint64, own bool) {
+	_, mnt, err := identifyFD(fd)
+	if err != nil {
+		return nil, 0, false
+	}
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if w = d.byMount[mnt]; w != nil {
+		return w, mnt, true
+	}
+	if w = d.byDev[dev]; w == nil {
+		var root unix.Stat_t
+		if unix.Stat(fmt.Sprintf("/proc/%d/root", pid), &root) == nil {
+			w = d.byDev[root.Dev]
+		}
+	}
+	return w, mnt, false
+}
+
+// write reports a file of the root unless it is declared or known.
+func (w *tree) write(fd, pid int, own bool, st unix.Stat_t, writes chan<- Write) bool {
+	name, err := os.Readlink(proc(fd))
+	if err != nil {
+		return false
+	}
+	if st.Nlink == 0 {
+		name = strings.TrimSuffix(name, " (deleted)")
+	}
+	name = w.inside(name)
+	if declared(w.declared, name) {
+		return true
+	}
+	key := told{pid, name}
+	if _, ok := w.told[key]; ok {
+		return true
+	}
+	if len(writes) == cap(writes) { // this goroutine is the only one that sends
+		return false
+	}
+	if len(w.told) == maxTold {
+		clear(w.told)
+	}
+	w.told[key] = struct{}{}
+	x := Write{Container: w.id, Path: name, PID: pid, Size: st.Size, Own: own}
+	x.Comm, x.Exe = describe(pid)
+	writes <- x
+	return true
+}
+
+// inside makes a path one in the container. What is no longer below its root
+// is seen from where the writer sees it.
+func (w *tree) inside(name string) string {
+	root := ""
+	withFD(w.root, func(fd int) (err error) {
+		root, err = os.Readlink(proc(fd))
+		return err
+	})
+	if rest, ok := strings.CutPrefix(name, strings.TrimSuffix(root, "/")+"/"); ok {
+		return "/" + rest
+	}
+	return name
 }
 
 func hash(f *os.File) string {

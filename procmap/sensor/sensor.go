@@ -8,6 +8,14 @@
 // shared mapping after it was closed. A file that was replaced by the time it
 // is looked at is described as it is then.
 //
+// Where it is asked to, Drops also sees every file of a container's root that
+// was opened for writing and is closed, outside the declared paths: what a
+// read-only root would have refused. It does not see what is no such file:
+// directories made or removed, links, renames, unlinks, changed owners and
+// modes, a file that is never closed. A process is told once for each path.
+// The path is that of the file when it is looked at, as the writer's mount
+// namespace has it: a program that may mount can show another.
+//
 // Refusals sees writing system calls that fail because the mount is read-only.
 // Path and command name come from the process's own memory: advisory.
 //
@@ -16,6 +24,7 @@ package sensor
 
 import (
 	"fmt"
+	"strings"
 )
 
 // Drop is a file that can be executed, or mapped to be, right after it was written.
@@ -28,6 +37,30 @@ type Drop struct {
 	Size      int64
 	// SHA256 of the first HashLimit bytes, in hexadecimal; empty: could not be read.
 	SHA256 string
+}
+
+// Write is a file of the root that was opened for writing and is closed now,
+// where nothing declares that it is written.
+type Write struct {
+	Container string
+	Path      string // in the container
+	PID       int    // of the writer, which may be gone
+	Comm, Exe string
+	Size      int64
+	// Own is true where the file was reached through the container's own root
+	// mount. Otherwise it may be the engine, which has a mount of the same files
+	// ("docker cp"), or a mount namespace that was made later.
+	Own bool
+}
+
+// declared tells whether name is one of the paths or lies below one.
+func declared(paths []string, name string) bool {
+	for _, p := range paths {
+		if name == p || strings.HasPrefix(name, strings.TrimSuffix(p, "/")+"/") {
+			return true
+		}
+	}
+	return false
 }
 
 // HashLimit bounds how much of a dropped file is read.

@@ -82,11 +82,19 @@ func write(t testing.TB, name, text string, mode os.FileMode) {
 }
 
 func start(t testing.TB, d *Drops) chan Drop {
+	drops, _ := startBoth(t, d)
+	return drops
+}
+
+func startBoth(t testing.TB, d *Drops) (chan Drop, chan Write) {
 	ctx, cancel := context.WithCancel(context.Background())
-	got := make(chan Drop, 1000)
+	drops, writes := make(chan Drop, 1000), make(chan Write, 1000)
 	done := make(chan error, 1)
 	go func() {
-		done <- d.Run(ctx, func(x Drop) { got <- x }, func(n int) { t.Errorf("lost %d", n) })
+		done <- d.Run(ctx, Reports{
+			Drop: func(x Drop) { drops <- x }, Write: func(x Write) { writes <- x },
+			Lost: func(n int) { t.Errorf("lost %d", n) },
+		})
 	}()
 	t.Cleanup(func() {
 		cancel()
@@ -95,7 +103,7 @@ func start(t testing.TB, d *Drops) chan Drop {
 		}
 		d.Close()
 	})
-	return got
+	return drops, writes
 }
 
 func next(t testing.TB, got chan Drop) Drop {
@@ -161,6 +169,169 @@ func TestDrops(t *testing.T) {
 	write(t, base+"/tmp/again", "\x7fELF", 0o755)
 	if x := next(t, got); x.Container != "d" || filepath.Base(x.Path) != "again" {
 		t.Errorf("what was forgotten, or is outside, is not reported: got %+v", x)
+	}
+}
+
+func TestDeclared(t *testing.T) {
+	for _, row := range []struct {
+		name string
+		want bool
+	}{
+		{"/tmp", true}, {"/tmp/x/y", true}, {"/tmpx", false}, {"/var/lib/app/data", true}, {"/var/lib/app", false}, {"/", false}, {"", false},
+	} {
+		if got := declared([]string{"/tmp", "/var/lib/app/data"}, row.name); got != row.want {
+			t.Errorf("%q: got %v", row.name, got)
+		}
+	}
+	if !declared([]string{"/"}, "/etc/x") || declared(nil, "/etc/x") {
+		t.Error("the root holds everything, nothing holds nothing")
+	}
+}
+
+// What a read-only root would have refused is told, and nothing else.
+func TestWritesOutsideTheDeclaredPaths(t *testing.T) {
+	need.Fanotify(t)
+	for _, overlay := range []bool{true, false} {
+		t.Run(map[bool]string{true: "overlay", false: "bare directory"}[overlay], func(t *testing.T) {
+			d, err := OpenDrops()
+			if err != nil {
+				t.Fatal(err)
+			}
+			base := t.TempDir()
+			for _, dir := range []string{"lower", "upper", "work", "root", "volume", "other"} {
+				os.Mkdir(filepath.Join(base, dir), 0o755)
+			}
+			lower := base + "/lower"
+			if !overlay {
+				lower = base + "/root"
+			}
+			for _, dir := range []string{"etc", "data", "volume"} {
+				os.Mkdir(filepath.Join(lower, dir), 0o755)
+			}
+			write(t, lower+"/etc/old", "of the image", 0o644)
+			root := base + "/root"
+			tree := Tree{ID: "c", Writes: true, Declared: []string{"/data/", "volume"}, Mounts: map[string]*os.File{}}
+			if overlay {
+				mount(t, "overlay", root, "overlay", 0, "lowerdir="+lower+",upperdir="+base+"/upper,workdir="+base+"/work")
+				tree.Overlay = openPath(t, root)
+			} else {
+				mount(t, root, root, "", unix.MS_BIND, "")
+				tree.Mounts["/"] = openPath(t, root)
+			}
+			mount(t, base+"/volume", root+"/volume", "", unix.MS_BIND, "")
+			mount(t, root, base+"/other", "", unix.MS_BIND, "") // as an engine has one
+			tree.Mounts["/volume"] = openPath(t, root+"/volume")
+			if err := d.Watch(tree); err != nil {
+				t.Fatal(err)
+			}
+			drops, writes := startBoth(t, d)
+			got := func() Write {
+				t.Helper()
+				select {
+				case x := <-writes:
+					if x.Comm == "" || x.Exe == "" || x.PID != os.Getpid() || x.Container != "c" {
+						t.Errorf("incomplete: %+v", x)
+					}
+					return x
+				case <-time.After(20 * time.Second):
+					t.Fatal("nothing was reported")
+					return Write{}
+				}
+			}
+
+			write(t, root+"/data/declared", "text", 0o644)
+			write(t, root+"/volume/declared", "text", 0o644)
+			write(t, base+"/outside", "the host's own business", 0o644)
+			if _, err := os.ReadFile(root + "/etc/old"); err != nil {
+				t.Fatal(err)
+			}
+			f, err := os.OpenFile(root+"/etc/old", os.O_WRONLY, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f.Close() // a read-only root would have refused the open already
+			if x := got(); x.Path != "/etc/old" || !x.Own || x.Size != 12 {
+				t.Errorf("got %+v", x)
+			}
+			for range 3 {
+				write(t, root+"/datax", "", 0o644)
+			}
+			if x := got(); x.Path != "/datax" || x.Size != 0 {
+				t.Errorf("an empty file: got %+v", x)
+			}
+			if f, err = os.Create(root + "/etc/gone"); err != nil {
+				t.Fatal(err)
+			}
+			os.Remove(root + "/etc/gone")
+			f.Close()
+			if x := got(); x.Path != "/etc/gone" {
+				t.Errorf("repeated writes are told once, removed files are told: got %+v", x)
+			}
+			write(t, root+"/etc/payload", "\x7fELF", 0o755)
+			if x := got(); x.Path != "/etc/payload" {
+				t.Errorf("got %+v", x)
+			}
+			if x := next(t, drops); filepath.Base(x.Path) != "payload" {
+				t.Errorf("a program is also a drop: got %+v", x)
+			}
+			write(t, base+"/other/etc/elsewhere", "", 0o644)
+			if overlay {
+				if x := got(); x.Own || filepath.Base(x.Path) != "elsewhere" {
+					t.Errorf("through another mount: got %+v", x)
+				}
+			}
+			d.Forget("c")
+			write(t, root+"/etc/later", "", 0o644)
+			tree.ID = "d"
+			if err := d.Watch(tree); err != nil {
+				t.Fatal(err)
+			}
+			write(t, root+"/etc/again", "", 0o644)
+			select {
+			case x := <-writes:
+				if x.Container != "d" || x.Path != "/etc/again" {
+					t.Errorf("what was forgotten is not told: got %+v", x)
+				}
+			case <-time.After(20 * time.Second):
+				t.Fatal("nothing was reported")
+			}
+			d.Forget("d")
+			if d.writing.Load() != 0 {
+				t.Error("nobody asks for writes, and the sensor still looks at them")
+			}
+		})
+	}
+	d, err := OpenDrops()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := d.Watch(Tree{ID: "c", Writes: true}); err == nil {
+		t.Error("without a root there is nothing to watch writes of")
+	}
+}
+
+// More paths than are remembered, and more than fit the queue: told or counted.
+func TestManyWritesAreToldOrCounted(t *testing.T) {
+	w := &tree{id: "c", told: map[told]struct{}{}}
+	dir := t.TempDir()
+	writes := make(chan Write, 2)
+	whole := 0
+	for i := range 4 {
+		f, err := os.Create(fmt.Sprintf("%s/%d", dir, i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		w.root = f
+		for range 2 {
+			if w.write(int(f.Fd()), os.Getpid(), true, unix.Stat_t{Nlink: 1}, writes) {
+				whole++
+			}
+		}
+	}
+	if whole != 4 || len(w.told) != 2 {
+		t.Errorf("%d of 8 were fine, %d are remembered; want 4 and 2: what was lost is told the next time", whole, len(w.told))
 	}
 }
 
@@ -361,22 +532,26 @@ func FuzzRefusal(f *testing.F) {
 
 // What opening for write and closing costs.
 func BenchmarkWrites(b *testing.B) {
-	for _, watched := range []bool{false, true} {
-		b.Run(map[bool]string{false: "alone", true: "watched"}[watched], func(b *testing.B) {
+	for _, how := range []string{"alone", "watched", "declared writes", "undeclared writes"} {
+		b.Run(how, func(b *testing.B) {
 			need.Fanotify(b)
 			dir := b.TempDir()
 			mount(b, "tmpfs", dir, "tmpfs", 0, "")
-			if watched {
+			if how != "alone" {
 				d, err := OpenDrops()
 				if err != nil {
 					b.Fatal(err)
 				}
-				if err := d.Watch(Tree{ID: "c", Mounts: map[string]*os.File{"/": openPath(b, dir)}}); err != nil {
+				tree := Tree{ID: "c", Mounts: map[string]*os.File{"/": openPath(b, dir)}, Writes: how != "watched"}
+				if how == "declared writes" {
+					tree.Declared = []string{"/"}
+				}
+				if err := d.Watch(tree); err != nil {
 					b.Fatal(err)
 				}
 				ctx, cancel := context.WithCancel(context.Background())
 				done := make(chan error)
-				go func() { done <- d.Run(ctx, func(Drop) {}, func(int) {}) }()
+				go func() { done <- d.Run(ctx, Reports{func(Drop) {}, func(Write) {}, func(int) {}}) }()
 				defer func() { cancel(); <-done; d.Close() }()
 			}
 			i := 0

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -43,7 +44,8 @@ type watched struct {
 	pid      int
 	pidns    string
 	writable []plan.Writable
-	readonly bool
+	readonly bool        // the plan made the root so
+	programs record.Mode // of processes
 }
 
 // OpenExecs opens the guard, or takes over the group of an earlier worker. What
@@ -143,22 +145,34 @@ func (x *Execs) Watch(t supervise.Target) error {
 		return fmt.Errorf("name pid namespace: %w", err)
 	}
 	if x.drops != nil {
-		tree := sensor.Tree{ID: t.Token, Mounts: trees}
+		tree := sensor.Tree{ID: t.Token, Mounts: trees, Writes: t.Plan.Mode[record.Storage] == record.Audit && t.Plan.Storage.ReadonlyRoot}
+		for _, w := range t.Plan.Storage.Writable {
+			tree.Declared = append(tree.Declared, w.Path)
+		}
 		if x.guard.Marked(t.Token) == "filesystem" {
 			tree.Overlay = overlay
+		} else if tree.Writes {
+			tree.Mounts = maps.Clone(trees)
+			tree.Mounts["/"] = overlay
 		}
 		if err := x.drops.Watch(tree); err != nil {
-			log.Printf("declarund: container %s: dropped executables are not reported: %v", t.Key.ID, err)
+			log.Printf("declarund: container %s: dropped executables and, in mode audit, written files are not reported: %v", t.Key.ID, err)
 		}
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.containers[t.Token] = watched{pid: t.PID, pidns: ns, writable: t.Plan.Storage.Writable, readonly: t.Plan.Storage.ReadonlyRoot}
+	x.containers[t.Token] = watched{pid: t.PID, pidns: ns, writable: t.Plan.Storage.Writable,
+		readonly: t.Plan.Storage.ReadonlyRoot && enforced(t.Plan, record.Storage), programs: t.Plan.Mode[record.Processes]}
 	// Where the container shares the supervisor's, it does not tell whose a process is.
 	if own, err := os.Readlink("/proc/self/ns/pid"); err != nil || own != ns {
 		x.byPIDNS[ns] = t.Token
 	}
 	return nil
+}
+
+// enforced is true where no mode was decided, too.
+func enforced(p *plan.Plan, d record.Dimension) bool {
+	return p.Mode[d].Strictness() == record.Enforce.Strictness()
 }
 
 var errNotGiven = errors.New("not handed over")
@@ -264,23 +278,60 @@ func asked(p *record.Process, by supervise.Executed) *record.Process {
 
 func (x *Execs) runDrops(ctx context.Context, look supervise.Lookup) {
 	for ctx.Err() == nil {
-		err := x.drops.Run(ctx, func(d sensor.Drop) {
-			what := map[sensor.Kind]string{sensor.ELF: "a program or shared object", sensor.Script: "an executable script"}[d.Kind]
-			p := events.Snapshot(d.PID)
-			if p == nil {
-				p = &record.Process{PID: d.PID, Exe: d.Exe, Comm: d.Comm}
-			}
-			look.Report(d.Container, record.Event{
-				Dimension: record.Storage, Action: "drop", Object: d.Path, Verdict: record.Reported,
-				Mechanism: "noexec mount", Process: p,
-				Reason: fmt.Sprintf("%s of %d bytes was written (sha256 %.16s…); nothing that is written later can be executed", what, d.Size, d.SHA256),
-			})
-		}, func(n int) {
-			look.Report("", record.Event{Dimension: record.Supervision, Action: "lost", Object: "dropped executables", Verdict: record.Reported,
-				Mechanism: "fanotify", Reason: fmt.Sprintf("at least %d written files were not looked at: too many at once", n)})
+		err := x.drops.Run(ctx, sensor.Reports{
+			Drop:  func(d sensor.Drop) { look.Report(d.Container, x.drop(d)) },
+			Write: func(w sensor.Write) { x.write(w, look) },
+			Lost: func(n int) {
+				look.Report("", record.Event{Dimension: record.Supervision, Action: "lost", Object: "written files", Verdict: record.Reported,
+					Mechanism: "fanotify", Reason: fmt.Sprintf("at least %d written files were not looked at: too many at once", n)})
+			},
 		})
-		pause(ctx, "watch for dropped executables", err)
+		pause(ctx, "watch for written files", err)
 	}
+}
+
+func (x *Execs) drop(d sensor.Drop) record.Event {
+	x.mu.Lock()
+	mode := x.containers[d.Container].programs
+	x.mu.Unlock()
+	mechanism, then := "noexec mount", "nothing that is written later can be executed"
+	switch mode {
+	case record.Audit:
+		mechanism, then = "fanotify", "executing it is let through and reported: the mode of processes is audit"
+	case record.Off:
+		mechanism, then = "fanotify", "it can be executed: the mode of processes is off"
+	}
+	what := map[sensor.Kind]string{sensor.ELF: "a program or shared object", sensor.Script: "an executable script"}[d.Kind]
+	return record.Event{
+		Dimension: record.Storage, Action: "drop", Object: d.Path, Verdict: record.Reported,
+		Mechanism: mechanism, Process: writer(d.PID, d.Comm, d.Exe),
+		Reason: fmt.Sprintf("%s of %d bytes was written (sha256 %.16s…); %s", what, d.Size, d.SHA256, then),
+	}
+}
+
+// write reports what a read-only root would have refused to the container.
+func (x *Execs) write(w sensor.Write, look supervise.Lookup) {
+	by := look.Executed(w.Container, w.PID)
+	if !by.Running {
+		return // the runtime prepares the root for the first program
+	}
+	if !w.Own {
+		if token, ok := x.owner(w.PID); !ok || token != w.Container {
+			return // the engine, through a mount of its own
+		}
+	}
+	look.Report(w.Container, record.Event{
+		Dimension: record.Storage, Action: "write", Object: w.Path, Verdict: record.Observed, Identity: by.Identity,
+		Mechanism: "fanotify", Process: writer(w.PID, w.Comm, w.Exe), Origins: x.nearest(w.Container, w.Path),
+	})
+}
+
+// writer describes a process that may be gone.
+func writer(pid int, comm, exe string) *record.Process {
+	if p := events.Snapshot(pid); p != nil {
+		return p
+	}
+	return &record.Process{PID: pid, Exe: exe, Comm: comm}
 }
 
 func (x *Execs) runRefusals(ctx context.Context, look supervise.Lookup) {

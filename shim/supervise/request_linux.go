@@ -289,7 +289,8 @@ func (w *Worker) arm(c *container, t Target, back *undo) error {
 		wanted    bool
 		do        func() error
 	}{
-		{record.Processes, "exec guard", c.mode(record.Processes) != record.Off, func() error {
+		// It also has the sensors of storage.
+		{record.Processes, "exec guard", c.mode(record.Processes) != record.Off || c.mode(record.Storage) != record.Off, func() error {
 			if w.o.Guard == nil {
 				return fmt.Errorf("guard executions: %w", w.noGuard)
 			}

@@ -75,6 +75,9 @@ type Executed struct {
 	Mode     record.Mode // of processes
 	Path     string      // as the caller gave it: advisory
 	Argv     []string    // advisory
+	// Running is true once the container's own first program was executed: what
+	// was done before was the runtime's.
+	Running bool
 }
 
 // ExecGuard decides on files that are executed, by file object.

@@ -796,6 +796,9 @@ func (w *Worker) Executed(token string, tid int) Executed {
 	}
 	if c := w.find(token); c != nil {
 		x.Phase, x.Mode = c.phase(), c.mode(record.Processes)
+		c.mu.Lock()
+		x.Running = c.running || !c.notifies()
+		c.mu.Unlock()
 	}
 	return x
 }
