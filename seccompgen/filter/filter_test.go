@@ -187,7 +187,8 @@ func TestJudge(t *testing.T) {
 		{"another architecture", Call{AuditArch: unix.AUDIT_ARCH_I386, Nr: 11}, starting, false, int32(unix.ENOSYS), record.Denied},
 
 		{"audit lets through what the engine allows", call(t, "ptrace"), in(serving, record.Audit), true, 0, record.Observed},
-		{"audit does not widen the engine's profile", call(t, "kexec_load"), in(serving, record.Audit), false, int32(unix.EPERM), record.Denied},
+		{"audit does not widen the engine's profile", call(t, "kexec_load"), in(serving, record.Audit), false, int32(unix.EPERM), record.Observed},
+		{"off neither widens it nor says so", call(t, "kexec_load"), in(serving, record.Off), false, int32(unix.EPERM), ""},
 		{"off lets through what the engine allows", call(t, "ptrace"), in(serving, record.Off), true, 0, ""},
 		{"an undecided mode enforces", call(t, "ptrace"), in(serving, ""), false, int32(unix.EPERM), record.Denied},
 		{"an undecided phase is serving", call(t, "setuid"), app(""), false, int32(unix.EPERM), record.Denied},

@@ -124,8 +124,12 @@ func (v *Verdicts) Judge(c Call, by Caller) Decision {
 		// engine's doing. In a widened plan nobody can tell what is needed: an
 		// engine that says "not implemented" expects to be asked (clone3).
 		probed := v.Widened && e.Errno == int32(unix.ENOSYS)
-		if !by.BeforeExec && e.Class != Withheld && !probed {
-			d.Report, d.Verdict = true, record.Denied
+		if by.BeforeExec || e.Class == Withheld || probed || by.Mode == record.Off {
+			return d
+		}
+		d.Report, d.Verdict = true, record.Denied
+		if by.Mode == record.Audit {
+			d.Verdict = record.Observed // it is not declarun that stops it
 		}
 		return d
 	}

@@ -91,7 +91,7 @@ type Verdict string
 
 const (
 	Denied   Verdict = "denied"   // refused
-	Observed Verdict = "observed" // let through because the mode is audit
+	Observed Verdict = "observed" // not stopped by declarun because the mode is audit
 	Reported Verdict = "reported" // seen after the fact, or allowed but worth knowing (an operator's exec)
 )
 

@@ -63,7 +63,7 @@ func (w *Worker) obey(l *listener, n *notification, by filter.Caller, object str
 			object = d.Name
 		}
 		reason := d.Reason
-		if d.Verdict != record.Denied || reason == "" {
+		if d.Continue || reason == "" {
 			reason = events.Reason(record.Syscalls, d.Name, object, d.Verdict, by.Phase) + suffix(d.Reason)
 		}
 		w.report(c, record.Event{Dimension: record.Syscalls, Action: d.Name, Object: object, Verdict: d.Verdict, Phase: by.Phase,
