@@ -264,9 +264,12 @@ func TestFromPlan(t *testing.T) {
 		t.Errorf("an operator's --read-only makes the whole root read-only: %+v %v", e, err)
 	}
 	s.Root.Readonly = false
+	nothing := func(m record.Mode) func(*plan.Plan) {
+		return func(p *plan.Plan) { p.Mode[record.Storage], p.Mode[record.Processes] = m, m }
+	}
 	for claim, change := range map[string]func(*plan.Plan){
-		"audit":                              func(p *plan.Plan) { p.Mode[record.Storage] = record.Audit },
-		"off":                                func(p *plan.Plan) { p.Mode[record.Storage] = record.Off },
+		"audit":                              nothing(record.Audit),
+		"off":                                nothing(record.Off),
 		"a bundle that declares its root so": func(p *plan.Plan) { p.Storage.ReadonlyRoot = false },
 	} {
 		p := enforced()
@@ -274,6 +277,17 @@ func TestFromPlan(t *testing.T) {
 		if e, err = FromPlan(p, s, options()); err != nil || e.SelfBinds != nil || e.ReadonlyRoot != nil || e.MountOptions != nil || e.Seccomp == nil {
 			t.Errorf("%s: %+v %v", claim, e, err)
 		}
+	}
+	p = enforced()
+	p.Storage.Writable = []plan.Writable{{Path: "/tmp"}, {Path: "/planned", Mounted: true, Exec: true}}
+	p.Mode[record.Storage] = record.Audit
+	if e, err = FromPlan(p, s, options()); err != nil || e.SelfBinds != nil || e.ReadonlyRoot != nil || !slices.Equal(e.MountOptions[2], []string{"noexec", "nosuid"}) {
+		t.Errorf("programs are not executed from mounts because writing is only audited: %+v %v", e, err)
+	}
+	p.Mode[record.Storage], p.Mode[record.Processes] = record.Enforce, record.Audit
+	if e, err = FromPlan(p, s, options()); err != nil || e.ReadonlyRoot == nil || !slices.Equal(e.MountOptions[2], []string{"nodev"}) ||
+		!slices.Equal(e.SelfBinds, []SelfBind{{"/tmp", "/run/b/rootfs/tmp", true}}) {
+		t.Errorf("a read-only root stops no program where programs are only audited: %+v %v", e, err)
 	}
 	p = enforced()
 	p.Mode = nil

@@ -37,7 +37,8 @@ type Options struct {
 
 // FromPlan computes the edit that holds a container to its plan. A dimension
 // that is not enforced is not edited: a read-only root or a dropped capability
-// cannot be observed without being felt.
+// cannot be observed without being felt. Of mount options, noexec and nosuid
+// hold processes, nodev holds storage.
 func FromPlan(p *plan.Plan, s *Spec, o Options) (Edit, error) {
 	if p == nil || s == nil {
 		return Edit{}, errors.New("compute the edit of config.json: no plan or no configuration")
@@ -46,17 +47,28 @@ func FromPlan(p *plan.Plan, s *Spec, o Options) (Edit, error) {
 	if o.NoNewPrivileges && s.Process != nil && !s.Process.NoNewPrivileges {
 		e.NoNewPrivileges = &o.NoNewPrivileges
 	}
-	if p.Mode[record.Processes].Strictness() == record.Enforce.Strictness() {
+	processes, storage := held(p, record.Processes), held(p, record.Storage)
+	if processes {
 		e.DropCapabilities = surplus(p, s)
 	}
 	// A bundle that declares a writable root is taken at its word, mounts included.
-	if p.Mode[record.Storage].Strictness() != record.Enforce.Strictness() || !p.Storage.ReadonlyRoot {
+	if !p.Storage.ReadonlyRoot {
+		return e, nil
+	}
+	var options []string
+	if processes {
+		options = append(options, "noexec", "nosuid")
+	}
+	if storage {
+		options = append(options, "nodev")
+	}
+	e.MountOptions = restrictions(p, s, options, o.RecursiveMounts)
+	if !storage {
 		return e, nil
 	}
 	if s.Root == nil || s.Root.Path == "" {
 		return Edit{}, &Error{"/root/path", errors.New("no root filesystem")}
 	}
-	e.MountOptions = restrictions(p, s, o.RecursiveMounts)
 	if s.Root.Readonly {
 		return e, nil // the operator's word: nothing of the root is writable
 	}
@@ -65,6 +77,11 @@ func FromPlan(p *plan.Plan, s *Spec, o Options) (Edit, error) {
 	var err error
 	e.SelfBinds, err = selfBinds(p, s, o)
 	return e, err
+}
+
+// held is true where no mode was decided, too.
+func held(p *plan.Plan, d record.Dimension) bool {
+	return p.Mode[d].Strictness() == record.Enforce.Strictness()
 }
 
 func surplus(p *plan.Plan, s *Spec) []string {
@@ -130,10 +147,11 @@ func selfBinds(p *plan.Plan, s *Spec, o Options) ([]SelfBind, error) {
 				nearest = i
 			}
 		}
-		if nearest >= 0 && out[nearest].Exec == w.Exec {
+		exec := w.Exec || !held(p, record.Processes)
+		if nearest >= 0 && out[nearest].Exec == exec {
 			continue
 		}
-		out = append(out, SelfBind{Path: at, Source: filepath.Join(root, at), Exec: w.Exec})
+		out = append(out, SelfBind{Path: at, Source: filepath.Join(root, at), Exec: exec})
 	}
 	return out, nil
 }
@@ -146,7 +164,7 @@ func within(name, dir string) bool {
 func destination(m specs.Mount) string { return path.Clean("/" + m.Destination) }
 
 // restrictions are the options that writable mounts of config.json lack.
-func restrictions(p *plan.Plan, s *Spec, recursive bool) map[int][]string {
+func restrictions(p *plan.Plan, s *Spec, options []string, recursive bool) map[int][]string {
 	out := make(map[int][]string)
 	for i, m := range s.Mounts {
 		dest := destination(m)
@@ -155,7 +173,7 @@ func restrictions(p *plan.Plan, s *Spec, recursive bool) map[int][]string {
 		}
 		exec := slices.ContainsFunc(p.Storage.Writable, func(w plan.Writable) bool { return w.Exec && path.Clean("/"+w.Path) == dest })
 		var add []string
-		for _, no := range []string{"noexec", "nosuid", "nodev"} {
+		for _, no := range options {
 			yes := strings.TrimPrefix(no, "no")
 			if no == "noexec" && exec || mentions(m, yes, no, "r"+yes, "r"+no) {
 				continue
