@@ -205,6 +205,15 @@ int main(void) { return ((int (*)(int))dlsym(RTLD_DEFAULT, "reboot"))(0); }`, "-
 			t.Errorf("%s: %+v", row.claim, res.Unresolved)
 		}
 	}
+	// The same library for a newer processor makes one more call.
+	hwcaps := filepath.Join(plug, "glibc-hwcaps/x86-64-v3")
+	if err := os.MkdirAll(hwcaps, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	build(t, gcc, hwcaps, "p.so", prelude+`__attribute__((constructor)) static void c(void) { sys(163, 0); } long entry(void) { return 0; }`, "-shared", "-fPIC", "-nostdlib", "-O1")
+	if res, err := analyse(t, dir, nil, "/needs"); err != nil || !slices.Contains(names(res), "acct") {
+		t.Errorf("a variant of a library for newer processors: %v, %v", names(res), err)
+	}
 	var missing *seccompgen.MissingLibrary
 	if _, err := analyse(t, dir, nil, "/lost"); !errors.As(err, &missing) || missing.Name != "p.so" || missing.For != "/lost" {
 		t.Errorf("a library that the loader would not find: %v", err)

@@ -113,12 +113,13 @@ type loader struct {
 	env    map[string]string
 	dirs   []string // ld.so.conf and the default directories of glibc
 	musl   []string
-	opened int             // libraries found below plugin directories of the program at hand
+	opened int // libraries found below plugin directories of the program at hand
+	hwcaps map[string][]string
 	isDir  map[string]bool // ordinary library directories, free of symbolic links
 }
 
 func newLoader(ctx context.Context, r *reader, s *store, env []string) *loader {
-	l := &loader{ctx: ctx, r: r, store: s, env: map[string]string{}, isDir: map[string]bool{}}
+	l := &loader{ctx: ctx, r: r, store: s, env: map[string]string{}, isDir: map[string]bool{}, hwcaps: map[string][]string{}}
 	for _, kv := range env {
 		if k, v, ok := strings.Cut(kv, "="); ok {
 			l.env[k] = v
@@ -219,6 +220,27 @@ func (l *loader) find(name string, m *module, rpaths []string, musl bool) (strin
 	return "", false
 }
 
+// variants lists what is installed of a library for newer processors (glibc
+// 2.33 and later: glibc-hwcaps).
+func (l *loader) variants(file, name string) []string {
+	dir := path.Join(path.Dir(file), "glibc-hwcaps")
+	entries, known := l.hwcaps[dir]
+	if !known {
+		found, _ := l.r.dir(dir)
+		for _, e := range found {
+			entries = append(entries, path.Join(dir, e.Name()))
+		}
+		l.hwcaps[dir] = entries
+	}
+	var out []string
+	for _, d := range entries {
+		if p, _, ok := l.r.regular(path.Join(d, name)); ok && l.store.loadable(p) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
 // closure is a program with everything it loads.
 type closure struct {
 	mods  []*module
@@ -302,6 +324,10 @@ func (l *loader) add(c *closure, file string, exported bool, loaderRpath []strin
 			}
 			c.names[need] = true
 			work = append(work, todo{p, rpath})
+			// Which of them the loader takes is the processor's choice.
+			for _, v := range l.variants(p, need) {
+				work = append(work, todo{v, rpath})
+			}
 		}
 	}
 	return nil
