@@ -2,6 +2,7 @@ package integration
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -54,7 +55,12 @@ func (l *lab) bundle(t *testing.T, image string, declared bool, args ...string) 
 			t.Fatal(err)
 		}
 	}
-	var parsed []struct{ Config struct{ Env []string } }
+	var parsed []struct {
+		Config struct {
+			Env        []string
+			WorkingDir string
+		}
+	}
 	if err := json.Unmarshal([]byte(inspect), &parsed); err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +69,11 @@ func (l *lab) bundle(t *testing.T, image string, declared bool, args ...string) 
 	}
 	edit(t, dir, func(c map[string]any) {
 		p := c["process"].(map[string]any)
-		p["args"], p["env"], p["terminal"] = args, parsed[0].Config.Env, false
+		env := parsed[0].Config.Env
+		if len(env) == 0 {
+			env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
+		}
+		p["args"], p["env"], p["terminal"], p["cwd"] = args, env, false, cmp.Or(parsed[0].Config.WorkingDir, "/")
 		p["user"] = map[string]any{"uid": 0, "gid": 0}
 		caps := []string{"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_SETUID", "CAP_SETGID", "CAP_KILL", "CAP_NET_BIND_SERVICE"}
 		p["capabilities"] = map[string]any{"bounding": caps, "effective": caps, "permitted": caps}

@@ -210,6 +210,7 @@ func (l *lab) victim(t *testing.T, id, title string) int {
 
 // attack breaks in from inside the server, in every dimension.
 func (l *lab) attack(t *testing.T, id string, s server) {
+	time.Sleep(2 * time.Second) // processes that a reload replaced are gone then
 	pid := l.victim(t, id, s.process)
 	outside := l.outside(t)
 	attacks := []struct {
