@@ -76,6 +76,15 @@ func TestObservedIsAllowed(t *testing.T) {
 		{"redis-server", "--version"},
 		{"memcached", "-V"},
 		{"/usr/lib/postgresql/15/bin/postgres", "--version"},
+		{"bash", "-c", `redis-server --port 0 --unixsocket $PWD/r --appendonly yes --dir $PWD & for i in 1 2 3 4 5 6 7 8 9; do sleep 0.2; redis-cli -s r ping && break; done
+			redis-cli -s r set a 1; redis-cli -s r eval 'return 1' 0; redis-cli -s r bgsave; sleep 0.3; redis-cli -s r bgrewriteaof; sleep 0.3; redis-cli -s r shutdown; wait`},
+		{"bash", "-c", `mkdir n; chmod 777 . n; echo "error_log stderr; pid $PWD/n/pid; events {} http { access_log $PWD/n/l; client_body_temp_path n/b; proxy_temp_path n/p; fastcgi_temp_path n/f; uwsgi_temp_path n/u; scgi_temp_path n/s;
+			server { listen unix:$PWD/n/s; root $PWD; location /p { proxy_pass http://unix:$PWD/n/s:/f; } } }" > n.conf
+			nginx -c $PWD/n.conf -g 'daemon off;' & sleep 0.5; curl -s --unix-socket n/s http://x/f; curl -s --unix-socket n/s http://x/p; curl -s -d @f --unix-socket n/s http://x/p; kill -HUP $!; sleep 0.4; kill -USR1 $!; sleep 0.2; curl -s --unix-socket n/s http://x/f; kill -QUIT $!; wait`},
+		{"bash", "-c", `memcached -u nobody -s $PWD/m & sleep 0.5; kill $!; wait`},
+		{"bash", "-c", `chmod 777 .; b=/usr/lib/postgresql/15/bin; test -x $b/postgres || exit; mkdir pg; chown nobody pg; s="setpriv --reuid nobody --clear-groups"
+			$s $b/initdb -D $PWD/pg -A trust -U u > /dev/null; $s $b/postgres -D $PWD/pg -k $PWD/pg -c listen_addresses= -c jit_above_cost=0 & for i in 1 2 3 4 5 6 7 8 9; do sleep 0.5; $b/psql -h $PWD/pg -U u -c 'select 1' postgres && break; done
+			$b/psql -h $PWD/pg -U u -c 'create table t as select generate_series(1,50000) a; select count(*) from t; vacuum; checkpoint; copy t to program $$cat > /dev/null$$' postgres; kill -INT $!; wait`},
 		{"go", "version"},
 		{"tini", "--", "true"},
 		{"gosu", "nobody", "true"},
