@@ -2,6 +2,7 @@ package procmap
 
 import (
 	"slices"
+	"strconv"
 	"strings"
 
 	"mvdan.cc/sh/v3/syntax"
@@ -99,6 +100,8 @@ func (s *script) test(x *syntax.Stmt, st *state) outcome {
 		}
 	case *syntax.TestClause:
 		out = s.testExpr(cmd.X, st)
+	case *syntax.ArithmCmd:
+		out = s.testArithm(cmd.X, st)
 	case *syntax.BinaryCmd:
 		switch cmd.Op {
 		case syntax.AndStmt:
@@ -135,6 +138,96 @@ func equal(a, b string) outcome {
 		return no
 	}
 	return either
+}
+
+// compare decides between numbers in their plain form; all else may be read in
+// more than one way.
+func compare(op, a, b string) outcome {
+	x, err1 := strconv.Atoi(a)
+	y, err2 := strconv.Atoi(b)
+	if err1 != nil || err2 != nil || strconv.Itoa(x) != a || strconv.Itoa(y) != b {
+		return either
+	}
+	holds := false
+	switch op {
+	case "-eq", "==":
+		holds = x == y
+	case "-ne", "!=":
+		holds = x != y
+	case "-lt", "<":
+		holds = x < y
+	case "-le", "<=":
+		holds = x <= y
+	case "-gt", ">":
+		holds = x > y
+	case "-ge", ">=":
+		holds = x >= y
+	default:
+		return either
+	}
+	if holds {
+		return yes
+	}
+	return no
+}
+
+// testArithm decides (( )) where it compares known numbers.
+func (s *script) testArithm(x syntax.ArithmExpr, st *state) outcome {
+	if s.b.tick() {
+		return either
+	}
+	if s.nest++; s.nest > maxNest {
+		s.nest--
+		return either
+	}
+	defer func() { s.nest-- }()
+	switch e := x.(type) {
+	case *syntax.ParenArithm:
+		return s.testArithm(e.X, st)
+	case *syntax.Word:
+		var out outcome
+		for _, t := range s.number(e, st) {
+			out |= compare("!=", t, "0")
+		}
+		return out
+	case *syntax.UnaryArithm:
+		if e.Op == syntax.Not {
+			return s.testArithm(e.X, st).not()
+		}
+	case *syntax.BinaryArithm:
+		switch e.Op {
+		case syntax.AndArit:
+			return s.testArithm(e.X, st).and(s.testArithm(e.Y, st))
+		case syntax.OrArit:
+			return s.testArithm(e.X, st).or(s.testArithm(e.Y, st))
+		}
+		l, ok1 := e.X.(*syntax.Word)
+		r, ok2 := e.Y.(*syntax.Word)
+		if !ok1 || !ok2 {
+			return either
+		}
+		var out outcome
+		for _, a := range s.number(l, st) {
+			for _, b := range s.number(r, st) {
+				out |= compare(e.Op.String(), a, b)
+			}
+		}
+		return out
+	}
+	return either
+}
+
+// number gives the possible texts of a word in an arithmetic expression, where
+// a bare name is a variable.
+func (s *script) number(w *syntax.Word, st *state) []string {
+	texts := s.text(w, st, true)
+	if name := w.Lit(); name != "" && syntax.ValidName(name) {
+		texts = s.lookup(name, st).texts()
+	}
+	if len(texts) == 0 {
+		return []string{unknown}
+	}
+	return texts
 }
 
 func empty(a string) outcome {
@@ -174,6 +267,8 @@ func testArgs(a []string) outcome {
 			return equal(a[0], a[2])
 		case "!=":
 			return equal(a[0], a[2]).not()
+		case "-eq", "-ne", "-lt", "-le", "-gt", "-ge":
+			return compare(a[1], a[0], a[2])
 		}
 		if a[0] == "!" {
 			return testArgs(a[1:]).not()
@@ -228,6 +323,19 @@ func (s *script) testExpr(x syntax.TestExpr, st *state) outcome {
 			return s.testExpr(e.X, st).and(s.testExpr(e.Y, st))
 		case syntax.OrTest:
 			return s.testExpr(e.X, st).or(s.testExpr(e.Y, st))
+		case syntax.TsEql, syntax.TsNeq, syntax.TsLss, syntax.TsLeq, syntax.TsGtr, syntax.TsGeq:
+			l, ok1 := e.X.(*syntax.Word)
+			r, ok2 := e.Y.(*syntax.Word)
+			if !ok1 || !ok2 {
+				return either
+			}
+			var out outcome
+			for _, a := range s.text(l, st, true) {
+				for _, b := range s.text(r, st, true) {
+					out |= compare(e.Op.String(), a, b)
+				}
+			}
+			return out
 		case syntax.TsMatch, syntax.TsMatchShort, syntax.TsNoMatch:
 			l, ok1 := e.X.(*syntax.Word)
 			r, ok2 := e.Y.(*syntax.Word)
@@ -315,7 +423,10 @@ func (s *script) ifClause(x *syntax.IfClause, st *state, next flow, c place) {
 }
 
 func (s *script) caseClause(x *syntax.CaseClause, st *state, next flow, c place) {
+	here := s.here
+	s.here = s.flow.caseClause(x).then(next) // what the word runs, runs before
 	s.text(x.Word, st, false)
+	s.here = here
 	s.each(x, st, func(st *state) { s.case1(x, st, next, c) })
 }
 

@@ -123,20 +123,7 @@ func (f *flows) eval(s *syntax.Stmt) flow {
 	case *syntax.ForClause:
 		return falls | f.list(x.Do)
 	case *syntax.CaseClause:
-		out, all := flow(0), false
-		for _, it := range x.Items {
-			out |= f.list(it.Stmts)
-			if it.Op == syntax.Fallthrough || it.Op == syntax.Resume {
-				out |= falls
-			}
-			for _, p := range it.Patterns {
-				all = all || p.Lit() == "*"
-			}
-		}
-		if !all {
-			out |= falls
-		}
-		return out
+		return f.caseClause(x)
 	case *syntax.BinaryCmd:
 		switch x.Op {
 		case syntax.AndStmt, syntax.OrStmt:
@@ -146,6 +133,23 @@ func (f *flows) eval(s *syntax.Stmt) flow {
 		return f.stmt(x.Stmt)
 	}
 	return falls
+}
+
+func (f *flows) caseClause(x *syntax.CaseClause) flow {
+	out, all := flow(0), false
+	for _, it := range x.Items {
+		out |= f.list(it.Stmts)
+		if it.Op == syntax.Fallthrough || it.Op == syntax.Resume {
+			out |= falls
+		}
+		for _, p := range it.Patterns {
+			all = all || p.Lit() == "*"
+		}
+	}
+	if !all {
+		out |= falls
+	}
+	return out
 }
 
 func (f *flows) ifClause(x *syntax.IfClause) flow {

@@ -26,6 +26,13 @@ type launcher struct {
 	program []string
 	// detached: what it runs outlives it, or runs any number of times.
 	many bool
+	// as are the options whose value is the user that the command runs as; ""
+	// is the first of the skipped operands.
+	as []string
+	// raises: it is setuid, and without a user it changes to root.
+	raises bool
+	// root: it makes calls of its own, besides changing to a user, that may need root.
+	root bool
 }
 
 // launchers by the name of the program. Sources: each program's own manual
@@ -48,28 +55,31 @@ var launchers = map[string]launcher{
 	"catatonit": {stays: true},
 	"dumb-init": {short: "r", long: []string{"--rewrite"}, stays: true},
 
-	"gosu": {skip: 1}, "su-exec": {skip: 1}, "setuidgid": {skip: 1}, "s6-setuidgid": {skip: 1},
-	"s6-envuidgid": {skip: 1}, "s6-applyuidgid": {short: "ugG"}, "envdir": {skip: 1}, "s6-envdir": {skip: 1},
+	"gosu": {skip: 1, as: []string{""}}, "su-exec": {skip: 1, as: []string{""}},
+	"setuidgid": {skip: 1, as: []string{""}}, "s6-setuidgid": {skip: 1, as: []string{""}},
+	"s6-envuidgid": {skip: 1}, "s6-applyuidgid": {short: "ugG", as: []string{"-u"}}, "envdir": {skip: 1}, "s6-envdir": {skip: 1},
 	"softlimit": {short: "acdflmnoprst"}, "s6-softlimit": {short: "acdflmnoprstHh"},
-	"chpst": {short: "uUbe/nlLmdopfcrst"},
-	"setpriv": {long: []string{
+	"chpst": {short: "uUbe/nlLmdopfcrst", as: []string{"-u"}},
+	"setpriv": {as: []string{"--reuid", "--ruid", "--euid"}, long: []string{
 		"--reuid", "--regid", "--ruid", "--euid", "--rgid", "--egid", "--groups", "--inh-caps", "--ambient-caps",
 		"--bounding-set", "--securebits", "--pdeathsig", "--selinux-label", "--apparmor-profile", "--landlock-access",
 		"--landlock-rule", "--seccomp-filter",
 	}},
-	"chroot":  {long: []string{"--userspec", "--groups"}, skip: 1, shell: true},
+	"chroot":  {long: []string{"--userspec", "--groups"}, skip: 1, shell: true, as: []string{"--userspec"}, root: true},
 	"prlimit": {short: "po", long: []string{"--pid", "--output"}},
 
 	"sudo": {short: "ugChpTrtDRU", long: []string{"--user", "--group", "--close-from", "--host", "--prompt",
-		"--command-timeout", "--role", "--type", "--chdir", "--chroot", "--other-user"}, assign: true, shell: true, stays: true},
-	"doas": {short: "uC", shell: true},
+		"--command-timeout", "--role", "--type", "--chdir", "--chroot", "--other-user"}, assign: true, shell: true, stays: true,
+		as: []string{"-u", "--user"}, raises: true, root: true},
+	"doas": {short: "uC", shell: true, as: []string{"-u"}, raises: true, root: true},
 	"su": {short: "csgGwT", long: []string{"--command", "--session-command", "--shell", "--group", "--supp-group", "--whitelist-environment"},
-		command: []string{"-c", "--command", "--session-command"}, shell: true, stays: true, permute: true},
+		command: []string{"-c", "--command", "--session-command"}, shell: true, stays: true, permute: true, raises: true, root: true},
 	"runuser": {short: "ucsgGwT", long: []string{"--user", "--command", "--session-command", "--shell", "--group", "--supp-group", "--whitelist-environment"},
-		command: []string{"-c", "--command", "--session-command"}, shell: true, stays: true, permute: true},
+		command: []string{"-c", "--command", "--session-command"}, shell: true, stays: true, permute: true, root: true},
 	"start-stop-daemon": {short: "xapnugcsrkdPNIRKt", program: []string{"--startas", "-a", "--exec", "-x"},
 		long: []string{"--exec", "--startas", "--pidfile", "--name", "--user", "--group", "--chuid", "--signal", "--retry", "--chroot",
-			"--chdir", "--procsched", "--iosched", "--umask", "--pid", "--ppid", "--output"}, stays: true},
+			"--chdir", "--procsched", "--iosched", "--umask", "--pid", "--ppid", "--output"}, stays: true,
+		as: []string{"-c", "--chuid"}, root: true},
 	"xargs": {short: "EILPnsad", long: []string{"--arg-file", "--delimiter", "--max-lines", "--max-args", "--max-procs", "--max-chars", "--replace", "--process-slot-var"},
 		stays: true, many: true},
 	"watch": {short: "n", long: []string{"--interval"}, stays: true, many: true},
@@ -142,6 +152,7 @@ type launch struct {
 	vars   map[string]string // set for the command
 	clear  bool              // env -i
 	noneOf bool              // runs nothing
+	as     []string          // the users it names to change to
 }
 
 // parse applies the grammar to the arguments after the program's name.
@@ -153,6 +164,9 @@ func (l launcher) parse(args []string) launch {
 		commands []string
 	)
 	value := func(opt, v string) {
+		if slices.Contains(l.as, opt) {
+			out.as = append(out.as, v)
+		}
 		switch {
 		case slices.Contains(l.command, opt):
 			commands = append(commands, v)
@@ -283,6 +297,9 @@ scan:
 			return out
 		}
 		out.argv = rest[l.skip:]
+		if l.skip > 0 && slices.Contains(l.as, "") {
+			out.as = append(out.as, rest[0])
+		}
 		// timeout -k 5 10 -- cmd; flock /lock -c cmd
 		if l.skip > 0 && len(out.argv) > 0 && out.argv[0] == "--" {
 			out.argv = out.argv[1:]

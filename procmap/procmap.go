@@ -55,8 +55,15 @@ type Closure struct {
 	WideStartingReason string `json:"wide_starting_reason,omitempty"`
 	// Analyse are the ELF programs of the application and the health check
 	// whose system calls count.
-	Analyse []Program   `json:"analyse"`
-	Notes   []plan.Note `json:"notes,omitempty"`
+	Analyse []Program `json:"analyse"`
+	// ServesUnprivileged: whatever runs once the container serves was started
+	// by a user other than root, or after a launcher (gosu, setpriv …) had
+	// changed to one, and so without any of root's capabilities. It does not
+	// count setuid programs that were not seen to be run, file capabilities, the
+	// health check (which the engine starts as the declared user), an
+	// operator's exec, nor a user namespace that a program makes for itself.
+	ServesUnprivileged bool        `json:"serves_unprivileged,omitempty"`
+	Notes              []plan.Note `json:"notes,omitempty"`
 }
 
 // Program is one ELF program to be analysed.
@@ -94,6 +101,7 @@ func Derive(ctx context.Context, root *rootfs.Root, d *declared.Declared) (*Clos
 	}
 	b.healthCheck()
 	b.operatorMounts()
+	b.throughShell()
 	c := b.closure()
 	c.Writable = b.writable()
 	c.Notes = b.notes
@@ -133,6 +141,13 @@ type builder struct {
 	starting  string // why any program may run while starting
 	work      int
 	runs      int
+	// rootServes: what runs once the container serves may have root's capabilities.
+	rootServes bool
+	// accounts: a script may change the user database.
+	accounts bool
+	// byShell are programs that one which serves can only start through
+	// /bin/sh: followed to the end if the shell may serve too.
+	byShell []func()
 }
 
 func newBuilder(ctx context.Context, root *rootfs.Root, d *declared.Declared) *builder {
@@ -210,6 +225,9 @@ func (b *builder) analyse(o *object, r *run, phase record.Phase, origins ...reco
 	if r.identity == record.Operator {
 		return
 	}
+	if r.identity == record.Application && phase == record.Serving && !r.unprivileged {
+		b.rootServes = true
+	}
 	k := processKey{path: o.path}
 	p := b.programs[k]
 	if p == nil {
@@ -245,6 +263,7 @@ func (b *builder) application() error {
 		identity: record.Application, phase: record.Serving, chain: true, serves: true, first: true,
 		origins: distinct,
 	}
+	r.uid, r.unprivileged = b.user()
 	return b.follow(r)
 }
 
@@ -266,6 +285,7 @@ func (b *builder) healthCheck() {
 		argv: literals(args), vars: environment(b.d.Process.Env), cwd: cwd,
 		identity: record.HealthCheck, phase: record.Serving, origins: origins,
 	}
+	r.uid, r.unprivileged = b.user()
 	// Whatever is wrong with a check, the container starts: it is noted.
 	if err := b.follow(r); err != nil {
 		b.note(record.Processes, "health check: %v", err)
@@ -300,7 +320,8 @@ func (b *builder) operatorMounts() {
 				continue // something declared runs it, and says in which phase
 			}
 			r := &run{identity: record.Application, phase: record.Serving, depth: maxDepth - 3, origins: []record.Origin{m.m.Origin},
-				argv: []string{o.path}, vars: environment(b.d.Process.Env), cwd: "/"}
+				argv: []string{o.path}, vars: environment(b.d.Process.Env), cwd: "/",
+				unprivileged: true} // as far as whoever runs it is
 			if !b.isELF(o) {
 				r.phase = record.Starting
 			}
@@ -337,5 +358,6 @@ func (b *builder) closure() *Closure {
 	if b.starting != "" {
 		c.WideStarting, c.WideStartingReason = true, b.starting
 	}
+	c.ServesUnprivileged = len(c.Main) > 0 && !b.rootServes && !c.Wide && !c.WideStarting
 	return c
 }

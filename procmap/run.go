@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/declarun/declarun/procmap/elfstrings"
 	"github.com/declarun/declarun/shim/record"
 )
@@ -31,9 +33,13 @@ type run struct {
 	// input is what it reads from standard input, nil if that is the container's own.
 	input   *input
 	origins []record.Origin
-	depth   int
-	scripts int // interpreters nested by "#!" lines
-	helper  int // found by string, so many steps from a declared command
+	// uid is what "id -u" prints in it, empty if that is not known.
+	uid string
+	// unprivileged: for certain it has none of root's capabilities.
+	unprivileged bool
+	depth        int
+	scripts      int // interpreters nested by "#!" lines
+	helper       int // found by string, so many steps from a declared command
 }
 
 type input struct {
@@ -80,7 +86,7 @@ func (b *builder) follow(r *run) error {
 		b.note(record.Processes, "%s: programs that start programs are followed %d deep", clip(r.argv[0], 80), maxDepth)
 		return nil
 	}
-	key := fmt.Sprintf("%s\x02%s\x02%v%v%v\x02%s\x02%s", r.phase, r.identity, r.chain, r.serves, r.input != nil, r.cwd, strings.Join(r.argv, "\x02"))
+	key := fmt.Sprintf("%s\x02%s\x02%v%v%v%v%s\x02%s\x02%s", r.phase, r.identity, r.chain, r.serves, r.input != nil, r.unprivileged, r.uid, r.cwd, strings.Join(r.argv, "\x02"))
 	if b.seen[key] {
 		return nil
 	}
@@ -303,15 +309,31 @@ func (b *builder) elf(o *object, f io.ReaderAt, r *run) error {
 		base = a
 	}
 	phase := r.phase
+	as := r // whose calls the program makes itself
 	launch, launches := launchers[base]
 	lang, interprets := interpreterOf(base)
 	if r.chain && launches && !launch.stays {
 		phase = record.Starting
 	}
+	switch {
+	case launches && !launch.root:
+		// Besides changing to a user it does nothing that is root's to do: what
+		// matters is what it runs.
+		c := *r
+		c.unprivileged = true
+		as = &c
+	case o.st.Mode&unix.S_ISUID != 0:
+		c := *r
+		c.uid, c.unprivileged = "", c.unprivileged && o.st.Uid != 0
+		r, as = &c, &c
+	}
+	if slices.Contains(accountPrograms, base) {
+		b.accounts = true
+	}
 	var prog *elfstrings.Program
 	enter := func(phase record.Phase, calls record.Phase) error {
 		var err error
-		prog, err = b.enter(o, f, r, phase, calls)
+		prog, err = b.enter(o, f, as, phase, calls)
 		return err
 	}
 	b.writes(base, args, r)
@@ -357,8 +379,11 @@ func (b *builder) elf(o *object, f io.ReaderAt, r *run) error {
 }
 
 func (b *builder) serve(o *object, r *run) {
-	if r.serves && r.identity == record.Application && len(b.main) < 64 {
-		b.main[o.path] = true
+	if r.serves && r.identity == record.Application {
+		b.rootServes = b.rootServes || !r.unprivileged
+		if len(b.main) < 64 {
+			b.main[o.path] = true
+		}
 	}
 }
 
@@ -434,6 +459,12 @@ func (b *builder) helpers(o *object, f io.ReaderAt, p *elfstrings.Program, r *ru
 	if r.identity == record.Application && len(p.Shell) > 0 {
 		b.commandLines(o, p, r)
 	}
+	// A program that starts others through a shell alone has none to do it with
+	// once the container serves.
+	start := b.helper
+	if r.identity == record.Application && !starting && !p.Spawns && len(p.Exec) == 0 {
+		start = b.shellOnly
+	}
 	for _, s := range p.Paths {
 		h, err := b.view.stat(s)
 		if err != nil || !h.executable() || h.path == o.path {
@@ -442,7 +473,7 @@ func (b *builder) helpers(o *object, f io.ReaderAt, p *elfstrings.Program, r *ru
 		if !starting && openEnded(h) {
 			continue
 		}
-		b.helper(h, r, record.Origin{Source: record.FromFile, At: o.path, Text: clip(fmt.Sprintf("string %q, imports %s", s, via), 120)})
+		start(h, r, record.Origin{Source: record.FromFile, At: o.path, Text: clip(fmt.Sprintf("string %q, imports %s", s, via), 120)})
 	}
 	for i, s := range p.Names {
 		if i >= 64 {
@@ -457,7 +488,33 @@ func (b *builder) helpers(o *object, f io.ReaderAt, p *elfstrings.Program, r *ru
 		if sharedDir(path.Dir(o.path)) {
 			c.helper = maxHelperSteps
 		}
-		b.helper(h, &c, record.Origin{Source: record.FromFile, At: o.path, Text: clip(fmt.Sprintf("string %q beside it, imports %s", s, via), 120)})
+		start(h, &c, record.Origin{Source: record.FromFile, At: o.path, Text: clip(fmt.Sprintf("string %q beside it, imports %s", s, via), 120)})
+	}
+}
+
+// shellOnly enters a program that one which serves can only start through
+// /bin/sh: until the container serves, unless it turns out that the shell may
+// be executed for as long.
+func (b *builder) shellOnly(h *object, r *run, origin record.Origin) {
+	if !b.isELF(h) {
+		return
+	}
+	c, whole := *r, *r
+	c.phase = record.Starting
+	b.helper(h, &c, origin)
+	b.byShell = append(b.byShell, func() { b.helper(h, &whole, origin) })
+}
+
+func (b *builder) throughShell() {
+	sh, err := b.view.stat("/bin/sh")
+	if err != nil {
+		return
+	}
+	for i := 0; i < len(b.byShell); i++ { // each may add to them
+		if p := b.processes[processKey{sh.path, record.Application}]; p == nil || p.Phase != record.Serving {
+			return
+		}
+		b.byShell[i]()
 	}
 }
 
@@ -516,6 +573,7 @@ func (b *builder) helper(h *object, r *run, origin record.Origin) {
 func (b *builder) launch(o *object, base string, l launcher, args []string, r *run) {
 	in := l.parse(args)
 	c := r.child(in.argv)
+	c.uid, c.unprivileged = b.credentials(base, l, in, args, r)
 	if l.many {
 		c.chain, c.serves = false, r.serves
 	}
@@ -731,7 +789,7 @@ func (b *builder) wrapped(name, script string, r *run) {
 			}
 			b.helper(h, r, record.Origin{Source: record.FromScript, At: script, Text: "stands for the program " + name})
 			if r.identity == record.Application && r.serves {
-				b.main[h.path] = true
+				b.serve(h, r)
 			}
 		}
 	}

@@ -46,6 +46,7 @@ type script struct {
 	file string // whose lines are being followed
 	src  string
 	arg0 string
+	bash bool // it sets UID and EUID
 	flow *flows
 
 	homes map[*syntax.Stmt]home // where functions are defined
@@ -160,6 +161,7 @@ func (b *builder) shell(o *object, base string, r *run) (phase, calls record.Pha
 	}
 	c := parseShell(r.argv[1:])
 	s := &script{b: b, r: r, arg0: r.argv[0], exported: map[string]bool{}, busy: map[string]int{}}
+	s.bash = base == "bash" || base == "bash-static" || base == "rbash"
 	args := fields(c.args)
 	var src string
 	switch {
@@ -385,13 +387,14 @@ func (s *script) arithm(e syntax.ArithmExpr, st *state) {
 			s.substitution(x, st, false)
 			return false
 		case *syntax.BinaryArithm:
-			if w, ok := x.X.(*syntax.Word); ok && strings.HasSuffix(x.Op.String(), "=") {
+			compares := x.Op == syntax.Eql || x.Op == syntax.Neq || x.Op == syntax.Leq || x.Op == syntax.Geq
+			if w, ok := x.X.(*syntax.Word); ok && strings.HasSuffix(x.Op.String(), "=") && !compares {
 				if name := w.Lit(); name != "" {
 					st.vars[name] = scalar(unknown)
 				}
 			}
 		case *syntax.UnaryArithm:
-			if w, ok := x.X.(*syntax.Word); ok && w.Lit() != "" {
+			if w, ok := x.X.(*syntax.Word); ok && w.Lit() != "" && (x.Op == syntax.Inc || x.Op == syntax.Dec) {
 				st.vars[w.Lit()] = scalar(unknown)
 			}
 		}

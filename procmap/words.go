@@ -346,6 +346,8 @@ func (s *script) lookup(name string, st *state) value {
 		return scalar(st.cwd)
 	case name == "BASH_SOURCE":
 		return scalar(s.file)
+	case s.bash && (name == "UID" || name == "EUID") && s.r.uid != "":
+		return scalar(s.r.uid)
 	case shellVars[name], st.havoc:
 		return scalar(unknown)
 	}
@@ -757,7 +759,7 @@ func (s *script) oneLine(stmt *syntax.Stmt) bool {
 
 // output gives what is known of a command's output, by line.
 func (s *script) output(stmt *syntax.Stmt, st *state) ([]string, bool) {
-	if stmt == nil || s.b.tick() {
+	if stmt == nil || s.b.tick() || slices.ContainsFunc(stmt.Redirs, elsewhere) {
 		return nil, false
 	}
 	switch x := stmt.Cmd.(type) {
@@ -790,6 +792,15 @@ func (s *script) output(stmt *syntax.Stmt, st *state) ([]string, bool) {
 	return nil, false
 }
 
+// elsewhere tells whether a redirection takes standard output away.
+func elsewhere(r *syntax.Redirect) bool {
+	switch r.Op {
+	case syntax.RdrIn, syntax.DplIn, syntax.Hdoc, syntax.DashHdoc, syntax.WordHdoc:
+		return r.N != nil && r.N.Value == "1"
+	}
+	return r.N == nil || r.N.Value == "1"
+}
+
 func (s *script) outputOf(argv []string, st *state) ([]string, bool) {
 	if len(argv) == 0 {
 		return nil, true
@@ -806,6 +817,8 @@ func (s *script) outputOf(argv []string, st *state) ([]string, bool) {
 		return path.Join(st.cwd, p)
 	}
 	switch path.Base(argv[0]) {
+	case "id":
+		return s.id(argv, st)
 	case "pwd":
 		return []string{st.cwd}, true
 	case "echo":
@@ -846,6 +859,9 @@ func (s *script) outputOf(argv []string, st *state) ([]string, bool) {
 			return []string{p}, true
 		}
 	case "command", "which", "type":
+		if argv[0] == "command" && !slices.Contains(args, "-v") {
+			return nil, false
+		}
 		if len(operands) == 1 && known(operands[0]) {
 			var out []string
 			for _, search := range searchPaths(st.vars) {

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -42,6 +43,9 @@ type Program struct {
 	Shell []string
 	// Exec lists the imports through which it starts programs by name.
 	Exec []string
+	// Spawns: by its name an import may start programs through a library
+	// (g_subprocess_newv, QProcess::start), besides those that Exec lists.
+	Spawns bool
 	// Detaches: it imports daemon or setsid, and may live on in the background
 	// after it has returned to whoever ran it.
 	Detaches bool
@@ -68,6 +72,8 @@ var execCalls = []string{
 	"execve", "execv", "execvp", "execvpe", "execl", "execlp", "execle", "fexecve", "execveat",
 	"posix_spawn", "posix_spawnp", "uv_spawn", "g_spawn_async", "g_spawn_sync", "apr_proc_create",
 }
+
+var spawning = regexp.MustCompile(`(?i)exec|spawn|subprocess|qprocess`)
 
 // Directories whose programs are looked for in Go programs, where strings have
 // no terminator and a path can only be recognised by what exists.
@@ -129,6 +135,7 @@ func (p *Program) imports(f *elf.File) {
 					p.Truncated = true
 					break
 				}
+				p.Spawns = p.Spawns || spawning.MatchString(s.Name)
 				switch {
 				case slices.Contains(shellCalls, s.Name):
 					p.Shell = append(p.Shell, s.Name)
