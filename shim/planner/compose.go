@@ -69,14 +69,93 @@ func (f facts) syscalls() plan.Syscalls {
 		return s
 	}
 	for _, c := range f.calls.Calls {
-		if f.engine == nil || f.engine(c.Name) {
-			s.Allow = append(s.Allow, c)
+		if f.engine != nil && !f.engine(c.Name) {
+			continue
 		}
+		switch f.use(c.Name) {
+		case never:
+			continue
+		case untilServing:
+			c.Phase = record.Starting
+		}
+		s.Allow = append(s.Allow, c)
 	}
 	s.Unresolved = append(s.Unresolved, f.calls.Unresolved...)
 	// A command that cannot be known makes calls that cannot be known.
 	s.Widened = len(s.Unresolved) > 0 || f.closure.WideStarting
 	return s
+}
+
+// privileged are calls that fail with EPERM whatever their arguments for a
+// caller without the capability in the user namespace of its container
+// (capabilities(7) and each call's manual page).
+//
+// Not here, because something succeeds without: setns (into a namespace that
+// the caller owns), open_tree (without OPEN_TREE_CLONE it opens a path),
+// fsconfig (its object was checked by fsopen), iopl and ioperm (giving access
+// back), clock_settime (a clock that is a device asks for the device to be
+// writable), adjtimex and clock_adjtime (reading), open_by_handle_at (handles
+// of processes, Linux 6.14), quotactl (one's own quota), syslog (as
+// kernel.dmesg_restrict says), fanotify_init, bpf and perf_event_open
+// (restricted use), mknod (pipes and sockets).
+var privileged = map[string]string{
+	"chroot":          "CAP_SYS_CHROOT",
+	"mount":           "CAP_SYS_ADMIN",
+	"umount":          "CAP_SYS_ADMIN",
+	"umount2":         "CAP_SYS_ADMIN",
+	"pivot_root":      "CAP_SYS_ADMIN",
+	"move_mount":      "CAP_SYS_ADMIN",
+	"fsopen":          "CAP_SYS_ADMIN",
+	"fsmount":         "CAP_SYS_ADMIN",
+	"fspick":          "CAP_SYS_ADMIN",
+	"mount_setattr":   "CAP_SYS_ADMIN",
+	"swapon":          "CAP_SYS_ADMIN",
+	"swapoff":         "CAP_SYS_ADMIN",
+	"sethostname":     "CAP_SYS_ADMIN",
+	"setdomainname":   "CAP_SYS_ADMIN",
+	"reboot":          "CAP_SYS_BOOT",
+	"kexec_load":      "CAP_SYS_BOOT",
+	"kexec_file_load": "CAP_SYS_BOOT",
+	"init_module":     "CAP_SYS_MODULE",
+	"finit_module":    "CAP_SYS_MODULE",
+	"delete_module":   "CAP_SYS_MODULE",
+	"settimeofday":    "CAP_SYS_TIME",
+	"stime":           "CAP_SYS_TIME",
+	"acct":            "CAP_SYS_PACCT",
+	"vhangup":         "CAP_SYS_TTY_CONFIG",
+}
+
+type use uint8
+
+const (
+	always use = iota
+	untilServing
+	never
+)
+
+// use tells when a call can do anything but fail for the container's programs.
+//
+// A process that makes a user namespace of its own has every capability in it:
+// nothing is concluded unless the engine's profile keeps it from that. Whether
+// the profile allows clone with CLONE_NEWUSER is not seen here; one that
+// withholds unshare and clone3 withholds it too (Docker's, containerd's and
+// Podman's do).
+//
+// Once the container serves, the health check counts as what serves does,
+// although the engine may run it as root: no check is known that changes its
+// root directory or mounts anything.
+func (f facts) use(name string) use {
+	capability, ok := privileged[name]
+	if !ok || f.closure.Wide || f.engine == nil || f.engine("unshare") || f.engine("clone3") {
+		return always
+	}
+	switch {
+	case !slices.Contains(f.declared.Process.Capabilities, capability):
+		return never
+	case f.closure.ServesUnprivileged && len(f.calls.Setuid) == 0 && len(f.calls.FileCaps) == 0:
+		return untilServing
+	}
+	return always
 }
 
 // needs lists, for capabilities that are of use in particular system calls
