@@ -154,7 +154,7 @@ func TestABareBundleIsHeldToTheImageConfigBesideIt(t *testing.T) {
 	}
 	l.quiet(t, id, "a bare bundle")
 	for name, do := range map[string]func() error{
-		"chroot": func() error { return breakin.Chroot(pid) },
+		"call":   func() error { return breakin.PerfEvent(pid) },
 		"shell":  func() error { return breakin.Shell(pid, "/bin/sh") },
 		"drop":   func() error { return breakin.Drop(pid, "/data/x") },
 		"write":  func() error { return breakin.Write(pid, "/etc/redis/x") },

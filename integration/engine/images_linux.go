@@ -160,7 +160,8 @@ func (in *Install) Configure(extra string) error {
 	return os.WriteFile(in.Config, []byte(text), 0o644)
 }
 
-// Supervisors lists the processes of this installation's supervisor.
+// Supervisors lists the monitor and the worker of this installation's
+// supervisor, not the analysers, which end with the worker.
 func (in *Install) Supervisors() ([]int, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
@@ -173,7 +174,10 @@ func (in *Install) Supervisors() ([]int, error) {
 			continue
 		}
 		exe, err := os.Readlink("/proc/" + e.Name() + "/exe")
-		if err == nil && strings.TrimSuffix(exe, " (deleted)") == filepath.Join(in.Bin, "declarund") {
+		if err != nil || strings.TrimSuffix(exe, " (deleted)") != filepath.Join(in.Bin, "declarund") {
+			continue
+		}
+		if args, err := os.ReadFile("/proc/" + e.Name() + "/cmdline"); err == nil && !strings.Contains(string(args), "__analyse") {
 			pids = append(pids, pid)
 		}
 	}

@@ -86,6 +86,15 @@ func (g *Guard) Watch(spec Container) (err error) {
 	if c.dev == g.self.Dev {
 		c.own = false // the guard's own file system: it would wait for itself
 	}
+	if !c.own {
+		// A mount mark is on the whole mount. If the root is a directory of a
+		// larger one, that is somebody else's, the host's own perhaps.
+		if top, err := mountRoot(c.Root); err != nil {
+			return err
+		} else if !top {
+			return ErrSharedMount
+		}
+	}
 	if err := c.resolve(); err != nil {
 		return err
 	}
@@ -106,6 +115,24 @@ func (g *Guard) Watch(spec Container) (err error) {
 		return err
 	}
 	return nil
+}
+
+// ErrSharedMount says that a container's root is not a mount of its own, as
+// without a mount namespace: it cannot be guarded without guarding others.
+var ErrSharedMount = errors.New("the root is not a mount of its own")
+
+// mountRoot tells whether a directory is the root of its mount (statx(2),
+// STATX_ATTR_MOUNT_ROOT, since Linux 5.8). What cannot be told is not.
+func mountRoot(f *os.File) (top bool, err error) {
+	err = withFD(f, func(fd int) error {
+		var sx unix.Statx_t
+		if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_BASIC_STATS, &sx); err != nil {
+			return fmt.Errorf("read root: %w", err)
+		}
+		top = sx.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT != 0 && sx.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
+		return nil
+	})
+	return top, err
 }
 
 // Forget ends the guarding of a container and releases its files.

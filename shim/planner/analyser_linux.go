@@ -126,17 +126,25 @@ func (p *analysers) analyse(ctx context.Context, root *rootfs.Root, req seccompg
 		}
 		p.slots <- a
 	}()
-	if a == nil {
-		var err error
-		if a, err = p.start(); err != nil {
-			return seccompgen.Result{}, fmt.Errorf("start the analyser: %w", err)
-		}
-	}
 	limit := time.Now().Add(analyserTime)
 	if d, ok := ctx.Deadline(); ok && d.Before(limit) {
 		limit = d
 	}
-	r, err := a.ask(root, req, limit)
+	var r reply
+	err := errors.New("not started")
+	if a != nil {
+		// It may have died since it was last asked, of nothing that this image did.
+		if r, err = a.ask(root, req, limit); err != nil && time.Now().Before(limit) {
+			a.end()
+			a = nil
+		}
+	}
+	if a == nil {
+		if a, err = p.start(); err != nil {
+			return seccompgen.Result{}, fmt.Errorf("start the analyser: %w", err)
+		}
+		r, err = a.ask(root, req, limit)
+	}
 	if err != nil {
 		return seccompgen.Result{}, &AnalysisError{fmt.Sprintf("analyse the image's programs: the analyser died or took too long: %v", err),
 			"look at the supervisor's log; to start the container without it, run it with mode syscalls=off"}
