@@ -49,8 +49,10 @@ type finding struct {
 
 func doctorCommand() *cli.Command {
 	return &cli.Command{
-		Name:  "doctor",
-		Usage: "what this kernel and these engines can enforce, and what to do about the rest",
+		Name:   "doctor",
+		Before: none,
+		Description: "Asks by trying. What has to be there before a container can start makes it exit with 1; what is\n" +
+			"missing besides takes away reports, or one of several locks on the same door.",
 		Action: func(c *cli.Context) error {
 			cfg, err := loadSite(c)
 			if err != nil {
@@ -62,11 +64,14 @@ func doctorCommand() *cli.Command {
 }
 
 func printFindings(w io.Writer, all []finding) error {
-	bad := 0
+	bad, width := 0, 0
 	for _, f := range all {
-		fmt.Fprintf(w, "%-46s %-15s %s\n", f.what, f.answer, f.detail)
+		width = max(width, len(f.what))
+	}
+	for _, f := range all {
+		fmt.Fprintln(w, clean(strings.TrimRight(fmt.Sprintf("%-14s %-*s  %s", f.answer, width, f.what, f.detail), " ")))
 		if f.answer != can && f.remedy != "" {
-			fmt.Fprintf(w, "    try: %s\n", f.remedy)
+			fmt.Fprintf(w, "%14s try: %s\n", "", clean(f.remedy))
 		}
 		if f.needed && f.answer != can {
 			bad++
@@ -83,12 +88,12 @@ func examine(c *cli.Context, cfg *site.Config) []finding {
 		probeRoot(),
 		probeRunc(cfg),
 		probeSeccomp(),
-		probe("exec guard (fanotify permission events)", true, "processes are held by read-only root, noexec and notification only", func() (string, error) {
+		probe("exec guard (fanotify permission events)", true, "Linux 5.0 and later with CONFIG_FANOTIFY_ACCESS_PERMISSIONS; or [modes] processes = \"off\" in "+site.DefaultPath, func() (string, error) {
 			g, err := guard.Open()
 			if err != nil {
 				return "", err
 			}
-			return "Linux 5.0 and later with CONFIG_FANOTIFY_ACCESS_PERMISSIONS", g.Close()
+			return "", g.Close()
 		}),
 		probe("reports of dropped executables (fanotify)", false, "", func() (string, error) {
 			fd, err := unix.FanotifyInit(unix.FAN_CLASS_NOTIF|unix.FAN_CLOEXEC, unix.O_RDONLY|unix.O_CLOEXEC)
@@ -97,7 +102,7 @@ func examine(c *cli.Context, cfg *site.Config) []finding {
 			}
 			return "", unix.Close(fd)
 		}),
-		probe("reports of refused writes at no cost (kprobe)", false, "they are refused all the same; a kernel with CONFIG_KPROBES, or report-writes = \"always\" in "+site.DefaultPath+", which every system call of the machine pays for", func() (string, error) {
+		probe("reports of refused writes at no cost (kprobe)", false, "nothing, they are refused all the same; or a kernel with CONFIG_KPROBES; or report-writes = \"always\" in "+site.DefaultPath+", which every system call of the machine pays for", func() (string, error) {
 			r, err := sensor.OpenRefusals()
 			if err != nil {
 				return "", err
@@ -105,7 +110,6 @@ func examine(c *cli.Context, cfg *site.Config) []finding {
 			return string(r.Hook()), r.Close()
 		}),
 		probeMemfd(),
-		probeLandlock(),
 		probeDocker(),
 	}
 	all = append(all, probeNetwork()...)
@@ -126,11 +130,20 @@ func probe(what string, needed bool, remedy string, do func() (string, error)) f
 	case err == nil:
 		f.answer = can
 	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOMEM), os.Geteuid() != 0 && errors.Is(err, os.ErrPermission):
-		f.answer, f.detail = untold, err.Error()
+		f.answer, f.detail = untold, brief(err)
 	default:
-		f.answer, f.detail = cannot, err.Error()
+		f.answer, f.detail = cannot, brief(err)
 	}
 	return f
+}
+
+// brief is the first of several causes.
+func brief(err error) string {
+	first, _, _ := strings.Cut(strings.ReplaceAll(err.Error(), "\n", "; "), "; ")
+	if r := []rune(first); len(r) > 120 {
+		return string(r[:119]) + "…"
+	}
+	return first
 }
 
 func probeRoot() finding {
@@ -174,17 +187,9 @@ func probeMemfd() finding {
 	})
 }
 
-func probeLandlock() finding {
-	abi, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
-	if errno != 0 {
-		return finding{what: "Landlock (not used yet)", answer: cannot, detail: errno.Error()}
-	}
-	return finding{what: "Landlock (not used yet)", answer: can, detail: fmt.Sprintf("ABI %d", abi)}
-}
-
 func probeDocker() finding {
 	raw, err := os.ReadFile("/etc/docker/daemon.json")
-	f := finding{what: "Docker knows the runtime", remedy: "declarun install docker"}
+	f := finding{what: "Docker knows the runtime", remedy: "declarun install docker, if Docker is what starts containers here"}
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		f.answer, f.detail = cannot, "no /etc/docker/daemon.json"

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/urfave/cli/v2"
 
@@ -19,11 +21,15 @@ type target interface {
 	Uninstall() (install.Report, error)
 }
 
-func installFlags() []cli.Flag {
+func fileFlag(usual string) cli.Flag {
+	return &cli.StringFlag{Name: "file", Usage: "its configuration `FILE`", DefaultText: usual}
+}
+
+func installFlags(usual string) []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "file", Usage: "the engine's own configuration `FILE`, where it is not in the usual place"},
-		&cli.BoolFlag{Name: "default", Usage: "make declarun the runtime of every container that asks for none"},
-		&cli.BoolFlag{Name: "units", Usage: "also write systemd units for the supervisor", Value: hasSystemd()},
+		fileFlag(usual),
+		&cli.BoolFlag{Name: "default", Usage: "make declarun the runtime of every container that asks for none", DisableDefaultText: true},
+		&cli.BoolFlag{Name: "units", Usage: "also write systemd units for the supervisor", Value: hasSystemd(), DefaultText: "where systemd runs"},
 	}
 }
 
@@ -32,68 +38,110 @@ func hasSystemd() bool {
 	return err == nil
 }
 
+const (
+	dockerFile     = "/etc/docker/daemon.json"
+	containerdFile = "/etc/containerd/config.toml"
+)
+
+// unitDir is where units are written; a test has another.
+var unitDir = "/etc/systemd/system"
+
+func docker(c *cli.Context, program string) target {
+	return install.Docker{Config: c.String("file"), Program: program, Default: c.Bool("default")}
+}
+
+func containerd(c *cli.Context, program string) target {
+	return install.Containerd{Config: c.String("file"), Program: program, Default: c.Bool("default")}
+}
+
 func installCommand() *cli.Command {
 	return &cli.Command{
-		Name:      "install",
-		Usage:     "make declarun known to an engine: edits its configuration with a backup, reloads it, never restarts it",
-		ArgsUsage: "docker|containerd",
-		Flags:     installFlags(),
-		Action: func(c *cli.Context) error {
-			t, err := chosen(c)
-			if err != nil {
-				return err
-			}
-			report, err := t.Install()
-			if err != nil && !errors.Is(err, install.ErrUnchanged) {
-				return err
-			}
-			if c.Bool("units") {
-				if err := writeUnits(&report); err != nil {
-					return err
-				}
-			}
-			if err := writeExample(&report); err != nil {
-				return err
-			}
-			printReport(c.App.Writer, report)
-			return nil
+		Name:        "install",
+		ArgsUsage:   "docker|containerd",
+		Description: "Edits the engine's configuration, keeps a copy of it, has it read again. Restarts nothing.",
+		Action:      whichEngine,
+		Subcommands: []*cli.Command{
+			{Name: "docker", Usage: "add the runtime to daemon.json and have dockerd read it", Flags: installFlags(dockerFile), Before: none,
+				Action: func(c *cli.Context) error { return installInto(c, docker) }},
+			{Name: "containerd", Usage: "add the runtime in a drop-in of config.toml", Flags: installFlags(containerdFile), Before: none,
+				Action: func(c *cli.Context) error { return installInto(c, containerd) }},
 		},
 	}
+}
+
+func whichEngine(c *cli.Context) error {
+	if c.Args().Present() {
+		return &advice{fmt.Errorf("%s: no engine %q", c.Command.Name, c.Args().First()), called(c) + " docker, or " + called(c) + " containerd"}
+	}
+	return &advice{fmt.Errorf("%s: which engine?", c.Command.Name), called(c) + " docker, or " + called(c) + " containerd"}
+}
+
+func installInto(c *cli.Context, engine func(*cli.Context, string) target) error {
+	program, err := ownRuntime()
+	if err != nil {
+		return err
+	}
+	report, err := engine(c, program).Install()
+	if err != nil && !errors.Is(err, install.ErrUnchanged) {
+		return needsRoot(err)
+	}
+	if c.Bool("units") {
+		if err := writeUnits(&report); err != nil {
+			return needsRoot(err)
+		}
+	}
+	if err := writeExample(&report); err != nil {
+		return needsRoot(err)
+	}
+	printReport(c.App.Writer, report)
+	return nil
+}
+
+func needsRoot(err error) error {
+	if errors.Is(err, os.ErrPermission) && os.Geteuid() != 0 {
+		return &advice{err, "run it as root"}
+	}
+	return err
 }
 
 func uninstallCommand() *cli.Command {
+	units := func() cli.Flag {
+		return &cli.BoolFlag{Name: "units", Usage: "also remove the supervisor's systemd units", DisableDefaultText: true}
+	}
 	return &cli.Command{
-		Name:      "uninstall",
-		Usage:     "undo install",
-		ArgsUsage: "docker|containerd",
-		Flags:     installFlags()[:1],
-		Action: func(c *cli.Context) error {
-			t, err := chosen(c)
-			if err != nil {
-				return err
-			}
-			report, err := t.Uninstall()
-			if err != nil && !errors.Is(err, install.ErrUnchanged) {
-				return err
-			}
-			printReport(c.App.Writer, report)
-			return nil
+		Name:        "uninstall",
+		ArgsUsage:   "docker|containerd",
+		Description: "Containers that were made with declarun go on, and do not start again until they are made anew.",
+		Action:      whichEngine,
+		Subcommands: []*cli.Command{
+			{Name: "docker", Usage: "take the runtime out of daemon.json", Flags: []cli.Flag{fileFlag(dockerFile), units()}, Before: none,
+				Action: func(c *cli.Context) error { return uninstallFrom(c, docker) }},
+			{Name: "containerd", Usage: "remove the drop-in of config.toml", Flags: []cli.Flag{fileFlag(containerdFile), units()}, Before: none,
+				Action: func(c *cli.Context) error { return uninstallFrom(c, containerd) }},
 		},
 	}
 }
 
-func chosen(c *cli.Context) (target, error) {
-	program, err := ownRuntime()
-	if err != nil {
-		return nil, err
+func uninstallFrom(c *cli.Context, engine func(*cli.Context, string) target) error {
+	report, err := engine(c, "").Uninstall()
+	if err != nil && !errors.Is(err, install.ErrUnchanged) {
+		return needsRoot(err)
 	}
-	switch c.Args().First() {
-	case "docker":
-		return install.Docker{Config: c.String("file"), Program: program, Default: c.Bool("default")}, nil
-	case "containerd":
-		return install.Containerd{Config: c.String("file"), Program: program, Default: c.Bool("default")}, nil
+	if c.Bool("units") {
+		for _, name := range slices.Sorted(maps.Keys(install.Units(""))) {
+			file := filepath.Join(unitDir, name)
+			switch err := os.Remove(file); {
+			case errors.Is(err, os.ErrNotExist):
+			case err != nil:
+				return needsRoot(err)
+			default:
+				report.Done = append(report.Done, "removed "+file)
+				report.Next = append(report.Next, "systemctl stop "+name+"; systemctl daemon-reload")
+			}
+		}
 	}
-	return nil, &advice{fmt.Errorf("%s %q: want docker or containerd", c.Command.Name, c.Args().First()), "declarun " + c.Command.Name + " docker"}
+	printReport(c.App.Writer, report)
+	return nil
 }
 
 // ownRuntime is the declarun beside this declarund.
@@ -119,14 +167,21 @@ func writeUnits(r *install.Report) error {
 	if err != nil {
 		return err
 	}
-	for name, text := range install.Units(self) {
-		file := filepath.Join("/etc/systemd/system", name)
+	changed, units := false, install.Units(self)
+	for _, name := range slices.Sorted(maps.Keys(units)) {
+		file, text := filepath.Join(unitDir, name), units[name]
+		if old, err := os.ReadFile(file); err == nil && string(old) == text {
+			continue
+		}
 		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 			return fmt.Errorf("write systemd unit: %w", err)
 		}
 		r.Done = append(r.Done, "wrote "+file)
+		changed = true
 	}
-	r.Next = append(r.Next, "systemctl daemon-reload && systemctl enable --now declarun.socket declarun.service")
+	if changed {
+		r.Next = append(r.Next, "systemctl daemon-reload && systemctl enable --now declarun.socket declarun.service")
+	}
 	return nil
 }
 

@@ -15,6 +15,8 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/urfave/cli/v2"
@@ -38,10 +40,10 @@ func complain(w io.Writer, err error) int {
 	if err == nil {
 		return 0
 	}
-	fmt.Fprintf(w, "declarun: %v\n", err)
+	fmt.Fprintf(w, "declarun: %s\n", clean(strings.ReplaceAll(err.Error(), "\n", "; ")))
 	var way interface{ Remedy() string }
 	if errors.As(err, &way) && way.Remedy() != "" {
-		fmt.Fprintf(w, "declarun: try: %s\n", way.Remedy())
+		fmt.Fprintf(w, "declarun: try: %s\n", clean(way.Remedy()))
 	}
 	var code cli.ExitCoder
 	if errors.As(err, &code) {
@@ -74,17 +76,16 @@ func newApp() *cli.App {
 		UseShortOptionHandling: true,
 		HideHelpCommand:        true,
 		ExitErrHandler:         func(*cli.Context, error) {},
-		OnUsageError:           func(_ *cli.Context, err error, _ bool) error { return err },
+		OnUsageError:           usageError,
 		Commands: []*cli.Command{
-			superviseCommand(),
 			planCommand(),
 			explainCommand(),
 			watchCommand(),
 			statusCommand(),
 			doctorCommand(),
-		},
-		CommandNotFound: func(c *cli.Context, command string) {
-			fmt.Fprintf(c.App.ErrWriter, "declarun: no command %q\n", command)
+			installCommand(),
+			uninstallCommand(),
+			superviseCommand(),
 		},
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
@@ -93,7 +94,46 @@ func newApp() *cli.App {
 			return cli.ShowAppHelp(c)
 		},
 	}
+	for _, c := range app.Commands {
+		i := slices.IndexFunc(runtime.People, func(p runtime.Command) bool { return p.Name == c.Name })
+		if i >= 0 { // a test says that it is
+			c.Usage = runtime.People[i].Usage
+		}
+		c.HideHelpCommand, c.OnUsageError = true, usageError
+		for _, sub := range c.Subcommands {
+			sub.HideHelpCommand, sub.OnUsageError = true, usageError
+		}
+	}
 	return app
+}
+
+func usageError(c *cli.Context, err error, _ bool) error {
+	return &advice{err, called(c) + " --help"}
+}
+
+// called is a command's name with those that it is under.
+func called(c *cli.Context) string {
+	if c.Command != nil && c.Command.HelpName != "" {
+		return c.Command.HelpName
+	}
+	return c.App.HelpName
+}
+
+// atMostOne is for commands with one argument: a flag behind it would be taken
+// for another and be lost.
+func atMostOne(c *cli.Context) error {
+	if c.NArg() > 1 {
+		return &advice{fmt.Errorf("%s: %q is one argument too many", c.Command.Name, c.Args().Get(1)),
+			"flags come before the argument: " + called(c) + " --help"}
+	}
+	return nil
+}
+
+func none(c *cli.Context) error {
+	if c.Args().Present() {
+		return &advice{fmt.Errorf("%s: %q is one argument too many", c.Command.Name, c.Args().First()), called(c) + " --help"}
+	}
+	return nil
 }
 
 func loadSite(c *cli.Context) (*site.Config, error) {

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/term"
@@ -22,15 +23,30 @@ import (
 	"github.com/declarun/declarun/shim/wire"
 )
 
+// patience is how long an answer may take.
+var patience = 10 * time.Second
+
 func ask(ctx context.Context, cfg *site.Config, req wire.Request) (wire.Answer, error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	conn, err := wire.Dial(ctx, cfg.Socket)
 	if err != nil {
 		return wire.Answer{}, noSupervisor(cfg, err)
 	}
 	defer conn.Close()
-	return conn.Call(req, nil)
+	answer, err := conn.Call(req, nil)
+	if err != nil {
+		return answer, err
+	}
+	return answer, refused(answer)
+}
+
+// refused is the supervisor's no, with its remedy.
+func refused(a wire.Answer) error {
+	if a.Error == "" {
+		return nil
+	}
+	return &advice{errors.New(a.Error), a.Remedy}
 }
 
 func noSupervisor(cfg *site.Config, err error) error {
@@ -44,9 +60,11 @@ func noSupervisor(cfg *site.Config, err error) error {
 func statusCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "status",
-		Usage:     "what is supervised, in which mode and phase, and what was refused",
 		ArgsUsage: "[CONTAINER]",
-		Flags:     []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "as JSON"}, &cli.BoolFlag{Name: "plan", Usage: "with each container's plan"}},
+		Before:    atMostOne,
+		Description: "Mode and phase of what is supervised, and how much was refused. CONTAINER is a name, or the\n" +
+			"beginning of an ID.",
+		Flags: []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "as JSON", DisableDefaultText: true}, &cli.BoolFlag{Name: "plan", Usage: "with each container's plan", DisableDefaultText: true}},
 		Action: func(c *cli.Context) error {
 			cfg, err := loadSite(c)
 			if err != nil {
@@ -58,7 +76,10 @@ func statusCommand() *cli.Command {
 				return err
 			}
 			if c.Bool("json") {
-				return printJSON(c.App.Writer, answer.Status)
+				return printJSON(c.App.Writer, append([]wire.Container{}, answer.Status...)) // never null
+			}
+			if which := c.Args().First(); which != "" && len(answer.Status) == 0 {
+				return &advice{fmt.Errorf("status: no container %q is supervised", which), "see them all: declarun status"}
 			}
 			return printStatus(c.App.Writer, answer.Status, time.Now())
 		},
@@ -94,7 +115,7 @@ func printStatus(w io.Writer, all []wire.Container, now time.Time) error {
 		if deviations == "" {
 			deviations = "none"
 		}
-		fmt.Fprintf(tab, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", id, c.Name, c.Image, c.State, c.Phase, modeText(c.Mode),
+		fmt.Fprintf(tab, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", clean(id), clean(c.Name), clean(c.Image), c.State, c.Phase, modeText(c.Mode),
 			now.Sub(c.Since).Round(time.Second), deviations)
 	}
 	if err := tab.Flush(); err != nil {
@@ -102,10 +123,10 @@ func printStatus(w io.Writer, all []wire.Container, now time.Time) error {
 	}
 	for _, c := range all {
 		if c.Wide {
-			fmt.Fprintf(w, "%.12s is wide: %s\n", c.ID, c.WideReason)
+			fmt.Fprintf(w, "%.12s is wide: %s\n", clean(c.ID), clean(c.WideReason))
 		}
 		for _, n := range c.Notes {
-			fmt.Fprintf(w, "%.12s %s: %s\n", c.ID, n.Dimension, n.Text)
+			fmt.Fprintf(w, "%.12s %s: %s\n", clean(c.ID), n.Dimension, clean(n.Text))
 		}
 		if c.Plan != nil {
 			if err := c.Plan.Text(w); err != nil {
@@ -138,26 +159,33 @@ func modeText(m map[record.Dimension]record.Mode) string {
 func watchCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "watch",
-		Usage:     "print deviations as they happen",
 		ArgsUsage: "[CONTAINER]",
-		Flags:     []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "one JSON object a line, as in the event log"}},
+		Before:    atMostOne,
+		Flags:     []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "one JSON object a line, as in the event log", DisableDefaultText: true}},
 		Action: func(c *cli.Context) error {
 			cfg, err := loadSite(c)
 			if err != nil {
 				return err
 			}
-			ctx, cancel := context.WithTimeout(c.Context, 10*time.Second)
+			// The context is the whole conversation's: only its beginning is bounded.
+			ctx, cancel := context.WithCancel(c.Context)
 			defer cancel()
+			late := time.AfterFunc(patience, cancel)
 			conn, err := wire.Dial(ctx, cfg.Socket)
 			if err != nil {
 				return noSupervisor(cfg, err)
 			}
 			defer conn.Close()
-			if _, err := conn.Call(wire.Request{Operation: wire.Watch, Watch: &wire.WatchRequest{Container: c.Args().First()}}, nil); err != nil {
+			answer, err := conn.Call(wire.Request{Operation: wire.Watch, Watch: &wire.WatchRequest{Container: c.Args().First()}}, nil)
+			if err != nil {
 				return err
 			}
-			stop := context.AfterFunc(c.Context, func() { conn.Close() })
-			defer stop()
+			if err := refused(answer); err != nil {
+				return err
+			}
+			if !late.Stop() {
+				return errors.New("watch events: the supervisor was too slow to answer")
+			}
 			colour := isTerminal(c.App.Writer)
 			for {
 				e, err := conn.ReadEvent()
@@ -200,7 +228,7 @@ func eventLine(e record.Event, colour bool) string {
 	if name == "" {
 		name = fmt.Sprintf("%.12s", e.Container)
 	}
-	line := fmt.Sprintf("%s %s %s %s %s %s (%s)", e.Time.Local().Format("15:04:05.000"), name, verdict, e.Dimension, e.Action, clean(e.Object), e.Mechanism)
+	line := fmt.Sprintf("%s %s %s %s %s %s (%s)", e.Time.Local().Format("15:04:05.000"), clean(name), verdict, e.Dimension, clean(e.Action), clean(e.Object), e.Mechanism)
 	if e.Process != nil {
 		line += fmt.Sprintf(" by %s[%d]", clean(e.Process.Exe), e.Process.PID)
 	}
@@ -213,19 +241,20 @@ func eventLine(e record.Event, colour bool) string {
 // clean keeps what a container wrote from driving the terminal.
 func clean(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r < 0x20 || r == 0x7f || (r >= 0x80 && r < 0xa0) {
-			return '?'
+		if unicode.IsPrint(r) {
+			return r
 		}
-		return r
+		return '?'
 	}, s)
 }
 
 func explainCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "explain",
-		Usage:     "why something was refused, what declares the nearest allowed thing, and the way out",
 		ArgsUsage: "[CONTAINER or EVENT-ID]",
-		Description: "Reads the event log, so it also answers for containers that are gone. Without an argument it\n" +
+		Before:    atMostOne,
+		Description: "Says what was refused and by what, what declares the nearest allowed thing, and the way out. It\n" +
+			"reads the event log, so it also answers for containers that are gone. Without an argument it\n" +
 			"explains the latest deviations.",
 		Flags: []cli.Flag{&cli.IntFlag{Name: "last", Value: 10, Usage: "at most `N` deviations"}},
 		Action: func(c *cli.Context) error {
@@ -305,7 +334,7 @@ func explain(w io.Writer, events []record.Event, which string, last int) error {
 			fmt.Fprintln(w)
 		}
 		fmt.Fprintln(w, eventLine(e, false))
-		fmt.Fprintf(w, "  event      %s\n", e.ID)
+		fmt.Fprintf(w, "  event      %s\n", clean(e.ID))
 		if e.Reason != "" {
 			fmt.Fprintf(w, "  why        %s\n", clean(e.Reason))
 		}

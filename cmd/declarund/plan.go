@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,20 +26,27 @@ import (
 func planCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "plan",
-		Usage:     "what a container may do, and what declares each entry, before anything runs",
 		ArgsUsage: "[COMMAND [ARG...]]",
-		Description: "One of --bundle, --rootfs with --config, or --image. A command replaces the image's own, as on\n" +
-			"the run command. --rootfs needs no privilege but to read the files.",
+		Description: "Of one of --image, --rootfs with --config, or --bundle. COMMAND replaces the image's own, as on\n" +
+			"the run command; flags come before it. --rootfs needs no privilege but to read the files.",
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "bundle", Usage: "an OCI bundle `DIR`"},
-			&cli.StringFlag{Name: "rootfs", Usage: "an unpacked image `DIR`; with --image-config"},
-			&cli.StringFlag{Name: "image-config", Aliases: []string{"config"}, Usage: "the image's configuration, or what docker image inspect prints `FILE`"},
-			&cli.StringFlag{Name: "image", Usage: "an image in Docker's or containerd's store `REF`"},
-			&cli.BoolFlag{Name: "json", Usage: "as JSON"},
+			&cli.StringFlag{Name: "image", Usage: "image `REF` in Docker's or containerd's store"},
+			&cli.StringFlag{Name: "rootfs", Usage: "image unpacked in `DIR`"},
+			&cli.StringFlag{Name: "config", Aliases: []string{"image-config"}, Usage: "`FILE` with its configuration, or with what docker image inspect prints"},
+			&cli.StringFlag{Name: "bundle", Usage: "OCI bundle in `DIR`"},
+			&cli.StringFlag{Name: "why", Usage: "only what allows `WHAT`: a system call, program, path, port, peer or capability"},
+			&cli.BoolFlag{Name: "json", Usage: "as JSON", DisableDefaultText: true},
 		},
 		Action: func(c *cli.Context) error {
 			p, err := makePlan(c)
 			if err != nil {
+				return err
+			}
+			if what := c.String("why"); c.IsSet("why") {
+				found, err := p.Why(c.App.Writer, what)
+				if err == nil && !found {
+					err = &advice{fmt.Errorf("plan: nothing allows %q", what), "see the whole plan: the same without --why"}
+				}
 				return err
 			}
 			if c.Bool("json") {
@@ -51,7 +59,11 @@ func planCommand() *cli.Command {
 
 func makePlan(c *cli.Context) (*plan.Plan, error) {
 	// The flag --config of this command hides the one of the program.
-	cfg, err := site.Load(site.DefaultPath)
+	where := site.DefaultPath
+	if up := c.Lineage(); len(up) > 1 {
+		where = cmp.Or(up[1].String("config"), where)
+	}
+	cfg, err := site.Load(where)
 	if err != nil {
 		return nil, err
 	}
@@ -62,24 +74,33 @@ func makePlan(c *cli.Context) (*plan.Plan, error) {
 			given++
 		}
 	}
-	if given != 1 {
-		return nil, &advice{errors.New("plan: want one of --bundle, --rootfs and --image"), "declarun plan --image IMAGE"}
+	switch {
+	case given != 1:
+		return nil, &advice{errors.New("plan: want one of --image, --rootfs and --bundle"), "declarun plan --image IMAGE"}
+	case c.IsSet("config") && !c.IsSet("rootfs"):
+		return nil, &advice{errors.New("plan: --config goes with --rootfs"), "the site's configuration goes before the command: declarun --config FILE plan"}
+	case c.IsSet("bundle") && c.Args().Present():
+		return nil, &advice{errors.New("plan: a bundle's command is in its config.json"), "edit process.args there"}
 	}
-	command := c.Args().Slice()
+	var command []string // nil where none is given: an empty one would be the operator's
+	if c.Args().Present() {
+		command = c.Args().Slice()
+	}
 	switch {
 	case c.IsSet("bundle"):
 		return planBundle(c.Context, plans, c.String("bundle"))
 	case c.IsSet("rootfs"):
-		if !c.IsSet("image-config") {
+		if !c.IsSet("config") {
 			return nil, &advice{errors.New("plan: --rootfs without --config"), "docker image inspect IMAGE > image.json, then --config image.json"}
 		}
-		raw, err := os.ReadFile(c.String("image-config"))
+		const way = "docker image inspect IMAGE > image.json, then --config image.json"
+		raw, err := os.ReadFile(c.String("config"))
 		if err != nil {
-			return nil, err
+			return nil, &advice{fmt.Errorf("plan: read the image's configuration: %w", err), way}
 		}
 		d, err := declared.FromImageConfig(raw, command...)
 		if err != nil {
-			return nil, err
+			return nil, &advice{fmt.Errorf("plan: read the image's configuration %s: %w", c.String("config"), err), way}
 		}
 		return planDir(c.Context, plans, d, c.String("rootfs"), nil)
 	}
@@ -100,7 +121,7 @@ func analysisCache(cfg *site.Config) string {
 func planDir(ctx context.Context, plans *planner.Planner, d *declared.Declared, dir string, engine *specs.LinuxSeccomp) (*plan.Plan, error) {
 	root, err := rootfs.Open(dir)
 	if err != nil {
-		return nil, err
+		return nil, &advice{fmt.Errorf("plan: %w", err), "unpack the image: docker export $(docker create IMAGE) | tar -x -C DIR"}
 	}
 	defer root.Close()
 	if d.Image.Known {
@@ -114,11 +135,11 @@ func planDir(ctx context.Context, plans *planner.Planner, d *declared.Declared, 
 func planBundle(ctx context.Context, plans *planner.Planner, dir string) (*plan.Plan, error) {
 	raw, err := os.ReadFile(filepath.Join(dir, "config.json"))
 	if err != nil {
-		return nil, err
+		return nil, &advice{fmt.Errorf("plan: read the bundle: %w", err), "--bundle wants the directory with config.json in it; runc spec makes one"}
 	}
 	spec, err := bundle.Parse(raw)
 	if err != nil {
-		return nil, err
+		return nil, &advice{fmt.Errorf("plan: read the bundle %s: %w", dir, err), "correct its config.json; runc spec makes a new one"}
 	}
 	d, err := declared.FromBundle(dir)
 	if err != nil {

@@ -56,8 +56,8 @@ func internal(args []string) (code int, done bool) {
 
 func superviseCommand() *cli.Command {
 	return &cli.Command{
-		Name:  "supervise",
-		Usage: "run the supervisor, one per machine",
+		Name:   "supervise",
+		Before: none,
 		Description: "Answers for every container that declarun starts, until SIGTERM. SIGHUP reopens the event log\n" +
 			"and replaces the working process with the installed version; containers do not notice.\n" +
 			"It is started by itself with the first container where no service manager does it.",

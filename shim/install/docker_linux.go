@@ -14,6 +14,8 @@ import (
 	"time"
 )
 
+const defaultDaemonJSON = "/etc/docker/daemon.json"
+
 // Docker is where a Docker daemon's files are.
 type Docker struct {
 	Config  string // daemon.json; empty: /etc/docker/daemon.json
@@ -27,7 +29,7 @@ func (d Docker) config() string {
 	if d.Config != "" {
 		return d.Config
 	}
-	return "/etc/docker/daemon.json"
+	return defaultDaemonJSON
 }
 
 // Install edits daemon.json and has dockerd read it again.
@@ -149,6 +151,10 @@ func (d Docker) validate(content []byte) error {
 // runtime are among what it reads again. Running containers do not notice.
 func (d Docker) reload(r *Report) {
 	file := d.PIDFile
+	if file == "" && d.Config != "" && d.Config != defaultDaemonJSON {
+		r.next("kill -HUP $(pidof dockerd)   # the one with --config-file " + d.Config)
+		return
+	}
 	if file == "" {
 		file = "/run/docker.pid"
 	}

@@ -300,6 +300,23 @@ func TestUnits(t *testing.T) {
 	if len(units) != 2 {
 		t.Error(units)
 	}
+	for claim, line := range map[string]string{
+		"a monitor that dies leaves the worker and its containers alone": "KillMode=process",
+		"and the next takes over":       "Restart=always",
+		"it is never given up on":       "StartLimitIntervalSec=0",
+		"engines wait until it answers": "Type=notify",
+		"and start after it":            "Before=docker.service containerd.service",
+		"a reload replaces the worker":  "ExecReload=/bin/kill -HUP $MAINPID",
+	} {
+		if !strings.Contains(units["declarun.service"], "\n"+line+"\n") {
+			t.Errorf("%s: no %s", claim, line)
+		}
+	}
+	for _, namespace := range []string{"PrivateTmp=", "ProtectSystem=", "ProtectHome=", "PrivateMounts="} {
+		if strings.Contains(units["declarun.service"], "\n"+namespace) {
+			t.Errorf("%s gives it a mount namespace", namespace)
+		}
+	}
 	if verify, err := exec.LookPath("systemd-analyze"); err == nil {
 		dir := t.TempDir()
 		paths := []string{}
