@@ -332,7 +332,7 @@ func (d *demo) event(since time.Time, dimension record.Dimension, action string)
 }
 
 func (d *demo) table() {
-	fmt.Printf("\n%-66s %-9s %-16s %8s  %s\n", "what was tried", "outcome", "stopped by", "ms", "what is declared")
+	fmt.Printf("\n%-66s %-9s %-16s %8s  %s\n", "what was tried", "outcome", "stopped by", "ms", "what is declared (ms: from starting the client to the event)")
 	for _, r := range d.rows {
 		fmt.Printf("%-66s %-9s %-16s %8s  %s\n", r.what, r.outcome, r.by, r.ms, r.declares)
 	}

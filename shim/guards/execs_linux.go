@@ -379,12 +379,13 @@ func (x *Execs) ours(token, path string) bool {
 func (x *Execs) nearest(token, path string) []record.Origin {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	common := func(a string) int {
+	common := func(a string) int { // path elements
 		n := 0
-		for n < len(a) && n < len(path) && a[n] == path[n] {
+		mine, theirs := strings.Split(path, "/"), strings.Split(a, "/")
+		for n < len(mine) && n < len(theirs) && mine[n] == theirs[n] {
 			n++
 		}
-		return strings.Count(a[:n], "/")
+		return n - 1 // the first is before the leading slash
 	}
 	writable := slices.DeleteFunc(slices.Clone(x.containers[token].writable), func(w plan.Writable) bool { return common(w.Path) < 2 })
 	slices.SortStableFunc(writable, func(a, b plan.Writable) int { return common(b.Path) - common(a.Path) })
