@@ -69,7 +69,7 @@ var allowedImports = map[string]string{
 
 // testImports is what tests take beyond that.
 var testImports = map[string]string{
-	"integration":        "integration/breakin integration/engine shim/record",
+	"integration":        "integration/breakin integration/engine integration/inject shim/record",
 	"procmap":            "procmap/internal/elftest",
 	"procmap/elfstrings": "procmap/internal/elftest",
 	"shim/bundle":        "seccompgen/filter shim/rootfs",
