@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -320,6 +322,12 @@ func TestAuditOfOneDimension(t *testing.T) {
 					}
 				}
 			}
+			// The engine's own writing is not the container's.
+			local := filepath.Join(t.TempDir(), "file")
+			if err := os.WriteFile(local, []byte("copied"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			l.run(t, "cp", local, id+":/etc/copied")
 			// A program in the data directory, which is a mount, and one beside it,
 			// where it can be written at all.
 			paths := []string{s.scratch}
@@ -349,6 +357,11 @@ func TestAuditOfOneDimension(t *testing.T) {
 					t.Errorf("execute %s: status %d, want 126: %s", path, exit.ExitCode(), out)
 				}
 				l.denied(t, id, before, "execve")
+			}
+			for _, e := range l.events(t, id) {
+				if e.Dimension == record.Storage && strings.Contains(e.Object, "copied") {
+					t.Errorf("docker cp is told as %s %s %s by %+v", e.Verdict, e.Action, e.Object, e.Process)
+				}
 			}
 		})
 	}
