@@ -50,7 +50,13 @@ type Extra struct {
 }
 
 // Refused is a container that admission does not let in.
-type Refused struct{ Reasons []plan.Reason }
+type Refused struct {
+	Reasons []plan.Reason
+	Facts   supervise.Facts
+}
+
+// Refusal implements supervise.Refusal.
+func (e *Refused) Refusal() ([]plan.Reason, supervise.Facts) { return e.Reasons, e.Facts }
 
 func (e *Refused) Error() string {
 	for _, r := range e.Reasons {
@@ -104,22 +110,22 @@ func (p *Planner) Prepare(ctx context.Context, req supervise.Preparation, dir *o
 	if made == nil { // every dimension is off
 		return supervise.Prepared{}, nil
 	}
+	about := supervise.Facts{Name: cmp.Or(d.Name, d.ID), Image: d.Image.Ref, HealthCheck: d.HealthCheck}
 	if made.plan.Admission.Verdict != plan.Admit && made.plan.Admission.Verdict != plan.Warn && made.plan.Mode[record.Admission] == record.Enforce {
-		return supervise.Prepared{}, &Refused{made.plan.Admission.Reasons}
+		return supervise.Prepared{}, &Refused{made.plan.Admission.Reasons, about}
 	}
 	config, verdicts, err := p.apply(made, spec, req, root)
 	if err != nil {
 		return supervise.Prepared{}, err
 	}
-	extra, err := json.Marshal(Extra{Resolvers: d.Resolvers, Created: p.now()})
-	if err != nil {
+	if about.Extra, err = json.Marshal(Extra{Resolvers: d.Resolvers, Search: d.Search, Created: p.now()}); err != nil {
 		return supervise.Prepared{}, err
 	}
 	return supervise.Prepared{
 		Config:   config,
 		Plan:     made.plan,
 		Verdicts: verdicts,
-		Declared: supervise.Facts{Name: cmp.Or(d.Name, d.ID), Image: d.Image.Ref, HealthCheck: d.HealthCheck, Extra: extra},
+		Declared: about,
 	}, nil
 }
 

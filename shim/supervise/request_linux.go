@@ -122,6 +122,13 @@ func (w *Worker) prepare(r wire.PrepareRequest, root *os.File) (wire.Answer, fun
 		defer func() { <-w.planning }()
 		return w.o.Planner.Prepare(ctx, Preparation{PrepareRequest: r, Token: token, NotifySocket: w.o.NotifySocket}, root)
 	}()
+	if refusal := Refusal(nil); errors.As(err, &refusal) {
+		reasons, about := refusal.Refusal()
+		w.reportAdmission(&container{key: r.Key, plan: &plan.Plan{}, facts: about}, reasons, record.Denied)
+		if w.byKey(r.Key) == nil {
+			w.o.Events.End(r.ID)
+		}
+	}
 	if err != nil {
 		return wire.Answer{}, nil, err
 	}
@@ -142,7 +149,21 @@ func (w *Worker) prepare(r wire.PrepareRequest, root *os.File) (wire.Answer, fun
 		return wire.Answer{}, nil, fmt.Errorf("prepare %s: %w", r.ID, err)
 	}
 	w.add(c)
+	if c.mode(record.Admission) == record.Audit {
+		w.reportAdmission(c, c.plan.Admission.Reasons, record.Observed)
+	}
 	return answer, func() { w.forget(c) }, nil
+}
+
+// reportAdmission reports what speaks against a container's start. Warnings are
+// in its plan only.
+func (w *Worker) reportAdmission(c *container, reasons []plan.Reason, v record.Verdict) {
+	for _, r := range reasons {
+		if r.Verdict != plan.Warn && r.Verdict != plan.Admit {
+			w.report(c, record.Event{Dimension: record.Admission, Action: "start", Object: r.ID, Verdict: v, Phase: record.Starting,
+				Mechanism: "admission", Origins: r.Origins, Reason: r.Text, Remedy: r.Remedy})
+		}
+	}
 }
 
 // forgetDead forgets a container unless its init lives: then that decides.

@@ -32,6 +32,13 @@ type Prepared struct {
 	Declared Facts
 }
 
+// Refusal is a Planner's error where admission does not let a container in:
+// each reason to refuse it is reported.
+type Refusal interface {
+	error
+	Refusal() ([]plan.Reason, Facts)
+}
+
 // Facts are what else the supervisor keeps of a container.
 type Facts struct {
 	Name        string   `json:"name,omitempty"`

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/declarun/declarun/shim/plan"
 	"github.com/declarun/declarun/shim/record"
 	"github.com/declarun/declarun/shim/wire"
 )
@@ -40,7 +41,12 @@ func TestCalls(t *testing.T) {
 
 func TestAudit(t *testing.T) {
 	w := newWorld(t)
-	_, p := w.container("audit", fakeConfig{Plan: testPlan(record.Audit)})
+	made := testPlan(record.Audit)
+	made.Admission = admission()
+	_, p := w.container("audit", fakeConfig{Plan: made})
+	if e := w.events(func(e record.Event) bool { return e.Dimension == record.Admission }); len(e) != 1 || e[0].Object != "old" || e[0].Verdict != record.Observed || e[0].Mode != record.Audit {
+		t.Errorf("what admission would refuse: %+v", e)
+	}
 	p.want("chroot", "ok")
 	forbidden := filepath.Join(w.dir, "forbidden")
 	copyProgram(t, "/bin/echo", forbidden)
@@ -51,6 +57,11 @@ func TestAudit(t *testing.T) {
 			t.Errorf("event: %+v", e)
 		}
 	}
+}
+
+func admission() plan.Admission {
+	return plan.Admission{Verdict: plan.Refuse, Reasons: []plan.Reason{
+		{ID: "odd", Verdict: plan.Warn, Text: "odd"}, {ID: "old", Verdict: plan.Refuse, Text: "too old", Remedy: "renew it"}}}
 }
 
 func TestAuditWithoutGuards(t *testing.T) {
@@ -345,6 +356,14 @@ func TestNothingIsLeft(t *testing.T) {
 	w := newWorld(t)
 	if _, err := w.prepare("bad", fakeConfig{Error: "no plan"}); err == nil || err.Error() != "no plan" {
 		t.Error(err)
+	}
+	unwanted := testPlan(record.Enforce)
+	unwanted.Admission = admission()
+	if _, err := w.prepare("unwanted", fakeConfig{Error: "admission", Plan: unwanted, Facts: Facts{Name: "n", Image: "i"}}); err == nil {
+		t.Error("admission refuses, and it is let in")
+	}
+	if e := w.event("unwanted", record.Admission, "start", "old"); e.Verdict != record.Denied || e.Mode != record.Enforce || e.Name != "n" || e.Image != "i" || e.Reason != "too old" {
+		t.Errorf("event: %+v", e)
 	}
 	if _, err := w.prepare("bad", fakeConfig{Error: "panic"}); err == nil || !strings.Contains(err.Error(), "own fault") {
 		t.Error(err)

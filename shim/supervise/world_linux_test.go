@@ -119,6 +119,11 @@ func testWorker(dir string) error {
 	return RunWorker(o)
 }
 
+type refused struct{ fakeConfig }
+
+func (refused) Error() string                     { return "admission refuses it" }
+func (r refused) Refusal() ([]plan.Reason, Facts) { return r.Plan.Admission.Reasons, r.Facts }
+
 // fakePlanner takes the plan from the configuration.
 type fakePlanner struct{}
 
@@ -135,6 +140,9 @@ func (fakePlanner) Prepare(_ context.Context, p Preparation, root *os.File) (Pre
 	}
 	if c.Error == "panic" {
 		panic("as asked")
+	}
+	if c.Error == "admission" {
+		return Prepared{}, fmt.Errorf("plan: %w", refused{c})
 	}
 	if c.Error != "" {
 		return Prepared{}, errors.New(c.Error)
