@@ -236,6 +236,11 @@ func (p *Planner) calls(ctx context.Context, root *rootfs.Root, d *declared.Decl
 		}
 		req.Programs = append(req.Programs, seccompgen.Program{Path: a.Path, Phase: a.Phase, Origins: a.Origins})
 	}
+	if len(req.Programs) == 0 {
+		// The command is not there, or nothing that can be executed: runc says
+		// so better than anybody, and nothing of the image will run.
+		return &seccompgen.Result{}, nil
+	}
 	result, err := p.Analyse(ctx, root, req)
 	if err != nil {
 		return nil, err
