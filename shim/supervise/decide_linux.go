@@ -41,7 +41,7 @@ func (w *Worker) decide(l *listener, n *notification) response {
 	if id == "" {
 		id = record.Operator // runc itself, before the command it was asked to run
 	}
-	by := filter.Caller{Identity: id, Phase: c.phase(), Mode: c.mode(record.Syscalls), BeforeExec: !meta.Executed}
+	by := filter.Caller{Identity: id, Phase: c.phase(), Mode: c.mode(record.Syscalls), BeforeExec: !meta.Executed || l.asksAgain(int(n.PID))}
 	switch name := c.verdicts.Name(k); name {
 	case "execve", "execveat":
 		return w.decideExec(l, n, name, by)
@@ -174,7 +174,7 @@ func (w *Worker) decideExec(l *listener, n *notification, name string, by filter
 		}
 	}
 	r := w.obey(l, n, by, object)
-	if r == goOn && first {
+	if r == goOn && first && l.handOver(n.ID) {
 		l.update(func(m *listenerMeta) { m.Executed = true })
 		c.mu.Lock()
 		c.running = true

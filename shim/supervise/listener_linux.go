@@ -32,6 +32,44 @@ type listener struct {
 
 	mu   sync.Mutex
 	meta listenerMeta
+	// runtime is the auxiliary vector of meta.PID when its execve was let through;
+	// empty once another one was seen. It is random for each executed program.
+	runtime string
+}
+
+// handOver remembers the program that goes on to execute the first one. It is
+// false if it does not wait for this answer any more, and so does not go on.
+func (l *listener) handOver(id uint64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	runtime, _ := auxiliaryVector(l.meta.PID)
+	if !l.valid(id) { // it may be another program's
+		return false
+	}
+	l.runtime = runtime
+	return true
+}
+
+// asksAgain tells whether meta.PID is still the program whose execve was let
+// through. A signal can interrupt the wait for the answer; the call is then made
+// again. Go's own preemption does that to runc after 10 ms.
+func (l *listener) asksAgain(tid int) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.runtime == "" || tid != l.meta.PID {
+		return false
+	}
+	now, ok := auxiliaryVector(l.meta.PID)
+	if !ok || now != l.runtime {
+		l.runtime = ""
+		return false
+	}
+	return true
+}
+
+func auxiliaryVector(pid int) (string, bool) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/auxv", pid))
+	return string(data), err == nil && len(data) > 0
 }
 
 // listenerMeta travels with the descriptor from worker to worker.
@@ -160,6 +198,9 @@ func (l *listener) reply(slot int) {
 			Remedy: "please report this line, with the supervisor's log, as a bug"})
 	} else {
 		r = l.decide(&n)
+	}
+	if l.w.o.beforeAnswer != nil {
+		l.w.o.beforeAnswer(l, &n)
 	}
 	l.w.journal.clear(slot)
 	r.ID = n.ID

@@ -59,6 +59,23 @@ func TestAudit(t *testing.T) {
 	}
 }
 
+// An answer that takes more than 10 ms: Go's preemption interrupts runc, which
+// asks again. That is still runc, and what comes after it is not.
+func TestTheRuntimeAsksAgain(t *testing.T) {
+	w := newWorld(t)
+	if err := os.WriteFile(w.dir+"/slow", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, p := w.container("again", fakeConfig{Plan: testPlan(record.Enforce), NoExec: true})
+	if _, err := os.Stat(w.dir + "/slow"); err == nil {
+		t.Error("the answer was not slow")
+	}
+	p.want("exec /bin/true", "operation not permitted")
+	if e := w.event("again", record.Syscalls, "execve", ""); e.Process == nil || e.Process.PID == 0 || e.Count != 1 {
+		t.Errorf("event: %+v", e)
+	}
+}
+
 func admission() plan.Admission {
 	return plan.Admission{Verdict: plan.Refuse, Reasons: []plan.Reason{
 		{ID: "odd", Verdict: plan.Warn, Text: "odd"}, {ID: "old", Verdict: plan.Refuse, Text: "too old", Remedy: "renew it"}}}

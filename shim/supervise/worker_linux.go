@@ -45,8 +45,8 @@ type WorkerOptions struct {
 	// request. Zero: three minutes.
 	PrepareLife time.Duration
 
-	Guard        ExecGuard // set by RunWorker
-	beforeDecide func(*listener, *notification)
+	Guard                      ExecGuard // set by RunWorker
+	beforeDecide, beforeAnswer func(*listener, *notification)
 }
 
 // Worker answers requests and notifications.

@@ -98,6 +98,11 @@ func testWorker(dir string) error {
 		StateDir: dir + "/state", NotifySocket: dir + "/notify.sock", Version: "test", Events: sink,
 		Planner: fakePlanner{}, OpenGuard: func(*os.File) (ExecGuard, error) { return &fakeGuard{dir: dir}, nil },
 		Net: fakeNet{dir}, Lock: dir + "/lock", MonitorArgs: []string{"__adopt"}, MemfdArgs: []string{"__memfd"},
+		beforeAnswer: func(_ *listener, n *notification) {
+			if n.Nr == unix.SYS_EXECVE && os.Remove(dir+"/slow") == nil {
+				time.Sleep(300 * time.Millisecond)
+			}
+		},
 		beforeDecide: func(l *listener, n *notification) {
 			if n.Nr != unix.SYS_GETPGID {
 				return
@@ -131,6 +136,8 @@ type fakeConfig struct {
 	Plan  *plan.Plan
 	Facts Facts
 	Error string
+	// NoExec: no program of the image executes another.
+	NoExec bool
 }
 
 func (fakePlanner) Prepare(_ context.Context, p Preparation, root *os.File) (Prepared, error) {
@@ -148,7 +155,13 @@ func (fakePlanner) Prepare(_ context.Context, p Preparation, root *os.File) (Pre
 		return Prepared{}, errors.New(c.Error)
 	}
 	config, _ := json.Marshal(map[string]string{"token": p.Token, "notify": p.NotifySocket})
-	return Prepared{Config: config, Plan: c.Plan, Verdicts: testVerdicts(), Declared: c.Facts}, nil
+	verdicts := testVerdicts()
+	for i, e := range verdicts.Entries["amd64"] {
+		if c.NoExec && e.Name == "execve" {
+			verdicts.Entries["amd64"][i].Class = filter.RuntimeOnly
+		}
+	}
+	return Prepared{Config: config, Plan: c.Plan, Verdicts: verdicts, Declared: c.Facts}, nil
 }
 
 type fakeGuard struct {
