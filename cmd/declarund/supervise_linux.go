@@ -23,7 +23,7 @@ import (
 const (
 	argWorker  = "__worker"
 	argAdopt   = "__adopt"
-	argMemfd   = "__memfd"
+	argMemfd   = runtime.MemfdWord
 	argAnalyse = "__analyse"
 	argProbe   = "__probe"
 )
@@ -127,6 +127,10 @@ func work(config string) error {
 			plans.RuncVersion = version
 		}
 	}
+	small, err := ownRuntime()
+	if err != nil {
+		small = ""
+	}
 	return supervise.RunWorker(supervise.WorkerOptions{
 		StateDir:     cfg.StateDir,
 		NotifySocket: notifySocket(cfg),
@@ -143,7 +147,9 @@ func work(config string) error {
 		Net:         guards.NewNets(),
 		Lock:        lockFile(cfg),
 		MonitorArgs: []string{argAdopt, config},
-		MemfdArgs:   []string{argMemfd},
-		PrepareLife: 3 * time.Minute,
+		MemfdArgs:   []string{runtime.MemfdWord},
+		// This program does the same where the small one is not beside it.
+		MemfdExecutable: small,
+		PrepareLife:     3 * time.Minute,
 	})
 }

@@ -207,7 +207,7 @@ func Judge(e Exec, who Who) Decision {
 	return Decision{
 		Allow:  true,
 		Reason: reason,
-		Cache:  e.Place == Image && (e.Application == always || e.Interpreter == always),
+		Cache:  e.Place == Image && (e.Application == always || e.Interpreter == always || e.Wide == always),
 	}
 }
 

@@ -40,7 +40,7 @@ func TestJudge(t *testing.T) {
 		{"the health check runs what the application may", with(func(e *Exec) { e.Application = always }), health, Decision{Allow: true, Cache: true}},
 		{"and its own, which is not cached", with(func(e *Exec) { e.HealthCheck = always }), health, Decision{Allow: true}},
 		{"which the application may not", with(func(e *Exec) { e.HealthCheck = always }), app, Decision{Verdict: record.Denied}},
-		{"a wide application runs anything in the image", with(func(e *Exec) { e.Wide = always }), app, Decision{Allow: true}},
+		{"a wide application runs anything in the image", with(func(e *Exec) { e.Wide = always }), app, Decision{Allow: true, Cache: true}},
 		{"but nothing written later", with(func(e *Exec) { e.Wide = always; e.Place = Changed }), app, Decision{Verdict: record.Denied}},
 		{"wide while starting ends", with(func(e *Exec) { e.Wide = untilServing }), app, Decision{Verdict: record.Denied}},
 		{"an interpreter may be opened by the kernel", with(func(e *Exec) { e.Interpreter = always }), app, Decision{Allow: true, Cache: true}},

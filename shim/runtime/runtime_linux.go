@@ -49,6 +49,13 @@ func Main(argv []string) int {
 		fmt.Println(pid)
 		return 0
 	}
+	if len(argv) == 2 && argv[1] == MemfdWord {
+		if err := forbidMemfdExec(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return 0
+	}
 	inv, err := Parse(argv[1:])
 	if err == nil && isForPeople(inv.Word) {
 		var program string
@@ -64,6 +71,18 @@ func Main(argv []string) int {
 	}
 	report(os.Stderr, inv, err)
 	return 1
+}
+
+// MemfdWord makes this program forbid the execution of memory files in the pid
+// namespace that it was born into. The supervisor starts it there: this program
+// is the one that starts quickly.
+const MemfdWord = "__memfd"
+
+func forbidMemfdExec() error {
+	if err := os.WriteFile("/proc/sys/vm/memfd_noexec", []byte("2"), 0); err != nil {
+		return fmt.Errorf("set vm.memfd_noexec: %w", err)
+	}
+	return nil
 }
 
 // act does what declarun does about an invocation and hands it over.

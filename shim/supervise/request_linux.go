@@ -332,7 +332,7 @@ func (w *Worker) arm(c *container, t Target, back *undo) error {
 			return nil
 		}},
 		{record.Processes, "vm.memfd_noexec", c.mode(record.Processes) == record.Enforce && !t.Adopted, func() error {
-			err := forbidMemfdExec(t.Files["pidns"], w.o.Executable, w.o.MemfdArgs)
+			err := forbidMemfdExec(t.Files["pidns"], orElse(w.o.MemfdExecutable, w.o.Executable), w.o.MemfdArgs)
 			if errors.Is(err, errNoMemfdSysctl) || errors.Is(err, errSharedPIDNamespace) {
 				w.report(c, record.Event{Dimension: record.Supervision, Action: "weaken", Object: "vm.memfd_noexec", Verdict: record.Reported,
 					Mechanism: "vm.memfd_noexec", Reason: fmt.Sprintf("files in memory are refused only where they are seen to be executed: %v", err)})

@@ -39,7 +39,10 @@ type WorkerOptions struct {
 	Lock        string   // as MonitorOptions.Lock; empty: no monitor can take over
 	Executable  string   // this program; empty: found
 	MonitorArgs []string // see MonitorOptions
-	MemfdArgs   []string // what makes the program call ForbidMemfdExec
+	MemfdArgs   []string // what makes MemfdExecutable set vm.memfd_noexec, or call ForbidMemfdExec
+	// MemfdExecutable is started in every container's pid namespace, so better a
+	// small program; empty: Executable.
+	MemfdExecutable string
 
 	// PrepareLife is how long a container may take from its plan to its Guard
 	// request. Zero: three minutes.
