@@ -112,10 +112,10 @@ func (c *container) claim(argv []string, now time.Time) (id record.Identity, ann
 	return record.Operator, false
 }
 
-// declaresTCP tells whether a TCP port is declared.
-func declaresTCP(p *plan.Plan, port uint16) bool {
+// declares tells whether a port is declared: "tcp", "sctp"…
+func declares(p *plan.Plan, proto string, port uint16) bool {
 	return slices.ContainsFunc(p.Network.Listen, func(l plan.Listen) bool {
-		return l.Proto == "tcp" && l.Port != 0 && port >= l.Port && port <= max(l.Port, l.Last)
+		return l.Proto == proto && l.Port != 0 && port >= l.Port && port <= max(l.Port, l.Last)
 	})
 }
 

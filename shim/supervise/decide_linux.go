@@ -151,7 +151,10 @@ func (w *Worker) decideExec(l *listener, n *notification, name string, by filter
 			w.report(c, e)
 		}
 	}
-	w.tids.put(int(n.PID), Executed{Token: c.token, Identity: by.Identity, Phase: by.Phase, Path: object, Argv: x.argv})
+	executed := Executed{Token: c.token, Identity: by.Identity, Phase: by.Phase, Path: object, Argv: x.argv}
+	if !w.tids.put(int(n.PID), executed, func() bool { return l.valid(n.ID) }) {
+		return refuse(unix.EPERM)
+	}
 
 	mode := c.mode(record.Processes)
 	if mode != record.Off && !(by.BeforeExec && !first) {
@@ -279,9 +282,16 @@ const (
 
 func newTids() *tids { return &tids{by: map[int]*list.Element{}, recent: list.New()} }
 
-func (t *tids) put(tid int, x Executed) {
+// put remembers x if the thread still waits for the answer to the call that x is
+// about. That is asked under the lock: another thread that has got the number
+// since is put later, by its own call, and never overwritten by the first.
+func (t *tids) put(tid int, x Executed, waits func() bool) bool {
+	x.Path, x.Argv = short(x.Path, maxKeptPath), shortArgs(x.Argv)
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if !waits() {
+		return false
+	}
 	if el, ok := t.by[tid]; ok {
 		t.recent.Remove(el)
 	}
@@ -290,6 +300,33 @@ func (t *tids) put(tid int, x Executed) {
 		last := t.recent.Remove(t.recent.Back()).(*tidEntry)
 		delete(t.by, last.tid)
 	}
+	return true
+}
+
+// What is kept of a path and of all arguments together, in bytes: a container
+// can have tidsKept of them.
+const (
+	maxKeptPath = 512
+	maxKeptArgs = 512
+)
+
+// short gives a copy, so that what is long is not kept for what is short.
+func short(s string, limit int) string {
+	return strings.Clone(s[:min(len(s), limit)])
+}
+
+func shortArgs(args []string) []string {
+	var out []string
+	left := maxKeptArgs
+	for _, a := range args {
+		if left <= 0 {
+			break
+		}
+		a = short(a, left)
+		left -= len(a) + 16 // with its header
+		out = append(out, a)
+	}
+	return out
 }
 
 func (t *tids) get(token string, tid int) (Executed, bool) {

@@ -19,9 +19,9 @@
 //   - The switch from starting to serving is stored before the call that caused it
 //     is answered, and never goes back.
 //   - Decisions are made by numbers that the kernel gives (seccomp), by the socket
-//     itself, which the supervisor copies and makes listen, or by the file that is
-//     executed (fanotify). A path read from a caller's memory can only make a call
-//     be refused.
+//     itself, which the supervisor copies and, if it has a port, makes listen, or by
+//     the file that is executed (fanotify). A path read from a caller's memory can
+//     only make a call be refused.
 //
 // What it does not:
 //

@@ -86,8 +86,9 @@ func takeFD(tid, fd int) (int, error) {
 	return unix.PidfdGetfd(pidfd, fd, 0)
 }
 
-// decideListen makes the call itself, on its own copy of the socket: what was
-// looked at is what listens, whatever the caller does to its descriptor.
+// decideListen makes the call itself, on its own copy of the socket, where the
+// socket has a port: what was looked at is what listens, whatever the caller does
+// to its descriptor.
 func (w *Worker) decideListen(l *listener, n *notification, by filter.Caller) response {
 	c := l.c
 	fd, err := takeFD(int(n.PID), int(int32(n.Args[0])))
@@ -134,6 +135,16 @@ func (w *Worker) decideListen(l *listener, n *notification, by filter.Caller) re
 	if r := w.obey(l, n, by, where.String()); r != goOn {
 		return r
 	}
+	if where.proto == "" {
+		// The kernel shows who made a unix socket listen to those who connect
+		// (SO_PEERCRED): that must not be the supervisor, who is root. If the caller
+		// puts a socket with a port in its place meanwhile, packets to an undeclared
+		// port are still refused by the network guard.
+		if deviates {
+			w.reportListen(l, n, by, where, verdict)
+		}
+		return goOn
+	}
 	if err := unix.Listen(fd, int(int32(n.Args[1]))); err != nil {
 		var errno unix.Errno
 		if errors.As(err, &errno) {
@@ -164,7 +175,7 @@ func (w *Worker) decideListen(l *listener, n *notification, by filter.Caller) re
 }
 
 func (w *Worker) undeclared(c *container, p place) bool {
-	return !p.local && (p.proto != "tcp" || !declaresTCP(c.plan, p.addr.Port()))
+	return !p.local && (p.proto == "" || !declares(c.plan, p.proto, p.addr.Port()))
 }
 
 func (w *Worker) reportListen(l *listener, n *notification, by filter.Caller, p place, v record.Verdict) {
@@ -180,7 +191,7 @@ func (w *Worker) reportListen(l *listener, n *notification, by filter.Caller, p 
 // program of the application on a declared port that others can reach.
 func (w *Worker) serves(l *listener, n *notification, p place, by filter.Caller) bool {
 	if by.Identity != record.Application || by.Phase != record.Starting || by.BeforeExec ||
-		p.local || p.proto != "tcp" || !declaresTCP(l.c.plan, p.addr.Port()) {
+		p.local || p.proto != "tcp" || !declares(l.c.plan, "tcp", p.addr.Port()) {
 		return false
 	}
 	tgid, ok := events.Tgid(int(n.PID))

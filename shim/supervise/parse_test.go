@@ -203,11 +203,14 @@ func TestClaim(t *testing.T) {
 }
 
 func TestPlanQuestions(t *testing.T) {
-	p := &plan.Plan{Network: plan.Network{Listen: []plan.Listen{{Proto: "tcp", Port: 80}, {Proto: "tcp", Port: 8000, Last: 8010}, {Proto: "udp", Port: 53}, {Proto: "tcp"}}}}
-	for port, want := range map[uint16]bool{80: true, 81: false, 8000: true, 8005: true, 8010: true, 8011: false, 53: false, 0: false} {
-		if declaresTCP(p, port) != want {
+	p := &plan.Plan{Network: plan.Network{Listen: []plan.Listen{{Proto: "tcp", Port: 80}, {Proto: "tcp", Port: 8000, Last: 8010}, {Proto: "udp", Port: 53}, {Proto: "sctp", Port: 3868}, {Proto: "tcp"}}}}
+	for port, want := range map[uint16]bool{80: true, 81: false, 8000: true, 8005: true, 8010: true, 8011: false, 53: false, 3868: false, 0: false} {
+		if declares(p, "tcp", port) != want {
 			t.Errorf("port %d", port)
 		}
+	}
+	if !declares(p, "sctp", 3868) || declares(p, "sctp", 80) || declares(p, "", 80) {
+		t.Error("a port is declared for its protocol")
 	}
 	if !isMain(p, "/any") {
 		t.Error("without a main program every program is one")

@@ -361,6 +361,19 @@ func container2() error {
 			if err == nil {
 				err = unix.Listen(fd, 5)
 			}
+			if err == nil { // who do those who connect see?
+				var client int
+				if client, err = unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err == nil {
+					err = unix.Connect(client, &unix.SockaddrUnix{Name: words[1]})
+				}
+				if err == nil {
+					peer, _ := unix.GetsockoptUcred(client, unix.SOL_SOCKET, unix.SO_PEERCRED)
+					if peer == nil || int(peer.Pid) != os.Getpid() {
+						fmt.Printf("the listener is %+v for those who connect\n", peer)
+						continue
+					}
+				}
+			}
 		case "listennone":
 			err = unix.Listen(9999, 5)
 		case "listenfile":
