@@ -237,7 +237,7 @@ func TestFromPlan(t *testing.T) {
 		t.Fatal(err)
 	}
 	all := []string{"noexec", "nosuid", "nodev"}
-	want := map[int][]string{2: all, 4: all, 6: all[1:], 7: all[:1], 8: all[1:], 11: all}
+	want := map[int][]string{1: all[:1], 2: all, 4: all, 6: all[1:], 7: all[:1], 8: all[1:], 11: all, 12: all[:2]}
 	if !reflect.DeepEqual(e.MountOptions, want) {
 		t.Errorf("mount options %v, want %v", e.MountOptions, want)
 	}
@@ -293,6 +293,36 @@ func TestFromPlan(t *testing.T) {
 	p.Mode = nil
 	if e, err = FromPlan(p, s, options()); err != nil || e.ReadonlyRoot == nil {
 		t.Errorf("an undecided mode enforces: %+v %v", e, err)
+	}
+}
+
+func TestNothingThatIsWrittenIsExecuted(t *testing.T) {
+	bind := func(source, dest string, opts ...string) specs.Mount {
+		return specs.Mount{Destination: dest, Source: source, Type: "bind", Options: append([]string{"rbind"}, opts...)}
+	}
+	p := enforced()
+	p.Processes = []plan.Process{{Path: "/entry.sh"}}
+	s := &Spec{Root: &specs.Root{Path: "rootfs"}, Mounts: []specs.Mount{
+		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755"}},
+		{Destination: "/dev/pts", Type: "devpts"},
+		bind("/var/lib/engine/volumes/x", "/dev/data"),
+		bind("/dev/snd", "/dev/snd"),
+		bind("/srv/app", "/app"),
+		bind("/srv/app/plugins", "/plugins", "ro"),
+		bind("/srv", "/all", "ro"),
+		bind("/srv/app/entry.sh", "/entry.sh", "ro"), // the operator's program
+		bind("/srv/apple", "/apple", "ro"),
+	}}
+	e, err := FromPlan(p, s, options())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[int][]string{
+		0: {"noexec"}, 2: {"noexec", "nosuid"}, 3: {"noexec", "nosuid"}, // their devices can be opened
+		4: {"noexec", "nosuid", "nodev"}, 5: {"noexec"}, 6: {"noexec"},
+	}
+	if !reflect.DeepEqual(e.MountOptions, want) {
+		t.Errorf("mount options %v, want %v", e.MountOptions, want)
 	}
 }
 

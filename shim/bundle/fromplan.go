@@ -163,17 +163,31 @@ func within(name, dir string) bool {
 
 func destination(m specs.Mount) string { return path.Clean("/" + m.Destination) }
 
-// restrictions are the options that writable mounts of config.json lack.
+// restrictions are the options that writable mounts of config.json lack, and
+// those that are read-only here and can be written to through another mount.
 func restrictions(p *plan.Plan, s *Spec, options []string, recursive bool) map[int][]string {
 	out := make(map[int][]string)
 	for i, m := range s.Mounts {
 		dest := destination(m)
-		if slices.ContainsFunc(kernelTrees, func(t string) bool { return within(dest, t) }) || kernelType(m) || readOnly(m) {
+		if kernelType(m) {
 			continue
+		}
+		wanted := options
+		switch {
+		case readOnly(m):
+			if !slices.Contains(options, "noexec") || !writableElsewhere(s.Mounts, m) || runsFrom(p, dest) {
+				continue
+			}
+			wanted = []string{"noexec"}
+		case slices.ContainsFunc(kernelTrees, func(t string) bool { return within(dest, t) }):
+			// Devices are what /dev is for. Programs are not, and the tmpfs that
+			// engines mount there is root's to write to. (A noexec /dev keeps SGX
+			// enclaves from being mapped; nothing else needs it otherwise.)
+			wanted = slices.DeleteFunc(slices.Clone(options), func(no string) bool { return no == "nodev" })
 		}
 		exec := slices.ContainsFunc(p.Storage.Writable, func(w plan.Writable) bool { return w.Exec && path.Clean("/"+w.Path) == dest })
 		var add []string
-		for _, no := range options {
+		for _, no := range wanted {
 			yes := strings.TrimPrefix(no, "no")
 			if no == "noexec" && exec || mentions(m, yes, no, "r"+yes, "r"+no) {
 				continue
@@ -193,9 +207,30 @@ func restrictions(p *plan.Plan, s *Spec, options []string, recursive bool) map[i
 	return out
 }
 
+// writableElsewhere tells whether what a read-only bind mount shows is also
+// there, or a part of it, or with more around it, to be written to.
+func writableElsewhere(mounts []specs.Mount, m specs.Mount) bool {
+	if !isBind(m) || !path.IsAbs(m.Source) {
+		return false
+	}
+	source := path.Clean(m.Source)
+	return slices.ContainsFunc(mounts, func(o specs.Mount) bool {
+		if !isBind(o) || readOnly(o) || !path.IsAbs(o.Source) {
+			return false
+		}
+		other := path.Clean(o.Source)
+		return within(source, other) || within(other, source)
+	})
+}
+
+// runsFrom tells whether the plan names a program at or below a path.
+func runsFrom(p *plan.Plan, dest string) bool {
+	return slices.ContainsFunc(p.Processes, func(r plan.Process) bool { return within(path.Clean("/"+r.Path), dest) })
+}
+
 // kernelType is true for filesystems that hold no files of anybody's.
 func kernelType(m specs.Mount) bool {
-	if slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind") {
+	if isBind(m) {
 		return false // the type does not count then
 	}
 	switch m.Type {
@@ -203,6 +238,10 @@ func kernelType(m specs.Mount) bool {
 		return true
 	}
 	return false
+}
+
+func isBind(m specs.Mount) bool {
+	return slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind")
 }
 
 func mentions(m specs.Mount, options ...string) bool {
