@@ -306,6 +306,10 @@ func (b *builder) operatorMounts() {
 		if !m.runnable() || !m.bound() {
 			continue
 		}
+		if !m.m.Exec && b.view.writableElsewhere(m) {
+			b.note(record.Processes, "mount %s: its programs are not entered, since another mount makes them writable", m.dest)
+			continue
+		}
 		left := most
 		names, whole := b.view.executables(m.dest, &left)
 		if !whole {

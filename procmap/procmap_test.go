@@ -255,6 +255,26 @@ func TestOperatorMounts(t *testing.T) {
 	}
 }
 
+// What the container can write to is nobody's declaration at its next start.
+func TestMountedTwice(t *testing.T) {
+	src := t.TempDir()
+	tree{"/sub/tool": "elf", "/sub/dropped": "elf"}.write(t, src)
+	mount := func(source, dest string, ro bool) declared.Mount {
+		return declared.Mount{Destination: dest, Type: "bind", Source: source, Options: []string{"rbind"}, ReadOnly: ro,
+			Origin: record.Origin{Source: record.FromOperator, At: "docker run -v"}}
+	}
+	d := image("/opt/m/tool")
+	d.Mounts = []declared.Mount{mount(src+"/sub", "/opt/m", true), mount(src, "/data", false)}
+	c, err := derive(t, base().with(tree{"/opt/m": "dir", "/data": "dir"}), d)
+	must(t, err)
+	if got := list(c, record.Serving, record.Application); !strings.Contains(got, "/opt/m/tool") || strings.Contains(got, "dropped") {
+		t.Errorf("got %s", got)
+	}
+	if !noted(c, "another mount makes them writable") {
+		t.Errorf("no note: %v", c.Notes)
+	}
+}
+
 // Nothing in an image makes the follower read outside it, hang or fall over.
 func TestHostileImages(t *testing.T) {
 	outside := filepath.Join(t.TempDir(), "secret")

@@ -130,6 +130,19 @@ func (m *mount) runnable() bool {
 	return m.m.ReadOnly || m.m.Exec
 }
 
+// writableElsewhere tells whether what a mount brings is also brought, or a
+// part of it, or with more around it, by a mount that can be written to.
+func (v *view) writableElsewhere(m *mount) bool {
+	source := filepath.Clean(m.m.Source)
+	return slices.ContainsFunc(v.mounts, func(o *mount) bool {
+		if !o.bound() || o.m.ReadOnly {
+			return false
+		}
+		other := filepath.Clean(o.m.Source)
+		return within(source, other) || within(other, source)
+	})
+}
+
 func (m *mount) open() error {
 	if m.opened {
 		if m.root == nil {

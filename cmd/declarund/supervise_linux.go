@@ -126,6 +126,7 @@ func work(config string) error {
 		if version, err := runcVersion(runc); err == nil {
 			plans.RuncVersion = version
 		}
+		plans.RecursiveMounts = recursiveMounts(runc)
 	}
 	small, err := ownRuntime()
 	if err != nil {

@@ -258,6 +258,9 @@ func TestFromPlan(t *testing.T) {
 	if e, err = FromPlan(p, s, o); err != nil || !slices.Equal(e.MountOptions[2], []string{"noexec", "rnoexec", "nosuid", "rnosuid", "nodev", "rnodev"}) || !slices.Equal(e.MountOptions[4], all) {
 		t.Errorf("recursive: %v %v", e.MountOptions, err)
 	}
+	if !slices.Equal(e.MountOptions[3], []string{"rro"}) || e.MountOptions[9] != nil {
+		t.Errorf("what is mounted below a read-only mount: %v", e.MountOptions)
+	}
 
 	s.Root.Readonly = true
 	if e, err = FromPlan(p, s, options()); err != nil || e.SelfBinds != nil || e.ReadonlyRoot != nil || e.MountOptions == nil {

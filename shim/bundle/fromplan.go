@@ -30,8 +30,8 @@ type Options struct {
 	// CreateRuntimeHooks are appended.
 	CreateRuntimeHooks []specs.Hook
 	// RecursiveMounts also restricts what is mounted below a recursive bind
-	// mount (rnoexec, rnosuid, rnodev): for a runtime whose features list them,
-	// on Linux 5.12 or later.
+	// mount (rnoexec, rnosuid, rnodev, and rro where it is read-only): for a
+	// runtime whose features list them, on Linux 5.12 or later.
 	RecursiveMounts bool
 }
 
@@ -175,6 +175,11 @@ func restrictions(p *plan.Plan, s *Spec, options []string, recursive bool) map[i
 		wanted := options
 		switch {
 		case readOnly(m):
+			// Programs may be executed from it. What is mounted below could be
+			// written to.
+			if recursive && slices.Contains(m.Options, "rbind") && slices.Contains(options, "noexec") && !mentions(m, "rro", "rrw") {
+				out[i] = append(out[i], "rro")
+			}
 			if !slices.Contains(options, "noexec") || !writableElsewhere(s.Mounts, m) || runsFrom(p, dest) {
 				continue
 			}
@@ -198,7 +203,7 @@ func restrictions(p *plan.Plan, s *Spec, options []string, recursive bool) map[i
 			}
 		}
 		if add != nil {
-			out[i] = add
+			out[i] = append(out[i], add...)
 		}
 	}
 	if len(out) == 0 {

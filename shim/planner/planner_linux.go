@@ -38,6 +38,9 @@ type Planner struct {
 	Analyse Analyser
 	// RuncVersion is of the low-level runtime, where it is known.
 	RuncVersion string
+	// RecursiveMounts: the runtime and the kernel can restrict what is mounted
+	// below a recursive bind mount (bundle.Options).
+	RecursiveMounts bool
 	// Now is the time admission judges by; nil: time.Now.
 	Now func() time.Time
 }
@@ -262,6 +265,7 @@ func (p *Planner) apply(m *made, spec *bundle.Spec, req supervise.Preparation, r
 		},
 		Seccomp:            seccomp,
 		CreateRuntimeHooks: []specs.Hook{{Path: req.Executable, Args: []string{"declarun", "__guard", "--token", req.Token}}},
+		RecursiveMounts:    p.RecursiveMounts,
 	})
 	if err != nil {
 		return nil, nil, err
