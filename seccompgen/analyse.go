@@ -12,7 +12,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/declarun/declarun/seccompgen/x86"
 	"github.com/declarun/declarun/shim/plan"
@@ -64,7 +63,7 @@ func Analyse(ctx context.Context, root *rootfs.Root, req Request, cache Cache) (
 	if len(req.Programs) == 0 {
 		return Result{}, errors.New("analyse programs: none given")
 	}
-	r := &reader{root: root, seen: map[string]string{}}
+	r := &reader{root: root, seen: map[string]string{}, size: map[string]int64{}}
 	key := requestKey(r, req)
 	if b, ok := cache.Get(key); ok {
 		var hit answer
@@ -117,17 +116,17 @@ func (s *store) knownKey() string {
 }
 
 func analyse(ctx context.Context, r *reader, req Request, cache Cache) (Result, error) {
-	known := map[string][]location{"syscall": {reg(x86.RDI)}}
+	st := newStore(r, cache, map[string][]location{"syscall": {reg(x86.RDI)}})
+	defer st.wait()
 	for range maxKnown {
-		st := newStore(r, cache, known)
 		out, err := st.result(ctx, r, req)
 		if err != nil {
 			return out, err
 		}
+		st.wait()
 		if !st.learn() {
 			return out, nil
 		}
-		known = st.known
 	}
 	return Result{}, errors.New("analyse programs: functions that take a call number refer to each other without end")
 }
@@ -136,7 +135,8 @@ func analyse(ctx context.Context, r *reader, req Request, cache Cache) (Result, 
 // turned out to export a function that takes a call number.
 const maxKnown = 5
 
-// learn adds to the known functions those that files seen export and import.
+// learn adds to the known functions those that files seen export and import,
+// and forgets the summaries that depend on them.
 func (s *store) learn() bool {
 	imported := map[string]bool{}
 	for _, e := range s.mem {
@@ -147,7 +147,7 @@ func (s *store) learn() bool {
 		}
 	}
 	known := maps.Clone(s.known)
-	grew := false
+	grew := map[string]bool{}
 	for _, e := range s.mem {
 		if e.sum == nil {
 			continue
@@ -155,7 +155,7 @@ func (s *store) learn() bool {
 		for _, w := range e.sum.Wrappers {
 			if imported[w.Name] && !slices.Contains(known[w.Name], w.Arg) {
 				known[w.Name] = append(slices.Clone(known[w.Name]), w.Arg)
-				grew = true
+				grew[w.Name] = true
 			}
 		}
 	}
@@ -163,7 +163,13 @@ func (s *store) learn() bool {
 		slices.SortFunc(l, func(a, b location) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
 	}
 	s.known = known
-	return grew
+	for file, e := range s.mem {
+		if e.sum != nil && slices.ContainsFunc(e.sum.Imports, func(name string) bool { return grew[name] }) {
+			delete(s.mem, file)
+			delete(s.syms.files, e.sum)
+		}
+	}
+	return len(grew) > 0
 }
 
 func (st *store) result(ctx context.Context, r *reader, req Request) (Result, error) {
@@ -177,6 +183,11 @@ func (st *store) result(ctx context.Context, r *reader, req Request) (Result, er
 	calls := map[string]*found{}
 	sites := map[plan.Site]bool{}
 	libs := map[string]bool{}
+	first := make([]string, len(req.Programs))
+	for i, p := range req.Programs {
+		first[i] = p.Path
+	}
+	l.prefetch(first)
 	for _, p := range req.Programs {
 		h, err := st.head(p.Path)
 		if err != nil {
@@ -254,9 +265,9 @@ func (l *loader) graph(file string, extra []string) (*graph, error) {
 	if err != nil {
 		return nil, err
 	}
+	g := link(l.store.syms, c.mods)
+	g.run()
 	for range 8 {
-		g := link(c.mods)
-		g.run()
 		before := len(c.mods)
 		plugins := l.plugins(c, g)
 		l.prefetch(plugins)
@@ -266,31 +277,28 @@ func (l *loader) graph(file string, extra []string) (*graph, error) {
 			}
 		}
 		if len(c.mods) == before {
-			return g, nil
+			break
 		}
+		g.add(c.mods[before:])
+		g.run()
 	}
-	g := link(c.mods)
-	g.run()
 	return g, nil
 }
 
-// parallel is how many files are analysed at a time.
+// parallel is how many files are analysed ahead at a time.
 const parallel = 2
 
-// prefetch analyses files side by side. Errors come back when they are asked for.
+// prefetch analyses files side by side, the largest first, while the caller
+// goes on. Errors come back when they are asked for.
 func (l *loader) prefetch(files []string) {
-	var wg sync.WaitGroup
-	next := make(chan string)
-	for range min(parallel, len(files)) {
-		wg.Go(func() {
-			for file := range next {
-				_, _ = l.store.summary(l.ctx, file)
-			}
-		})
-	}
+	var todo []string
 	for _, file := range files {
-		next <- file
+		if l.store.ahead(file) {
+			todo = append(todo, file)
+		}
 	}
-	close(next)
-	wg.Wait()
+	slices.SortStableFunc(todo, func(a, b string) int { return cmp.Compare(l.r.size[b], l.r.size[a]) })
+	for _, file := range todo {
+		l.store.start(l.ctx, file)
+	}
 }

@@ -19,6 +19,7 @@ import (
 type reader struct {
 	root *rootfs.Root
 	seen map[string]string // path → identity, "" where nothing is
+	size map[string]int64  // of files, by path free of symbolic links
 }
 
 // identity changes when a file does: ctime cannot be set from a container.
@@ -34,6 +35,7 @@ func (r *reader) stat(name string) (string, *unix.Stat_t, bool) {
 		return "", nil, false
 	}
 	r.seen[name] = identity(p, &st)
+	r.size[p] = st.Size
 	return p, &st, true
 }
 
@@ -70,7 +72,7 @@ func (r *reader) text(name string) string {
 
 // unchanged tells whether everything that was looked at is still the same.
 func unchanged(root *rootfs.Root, seen map[string]string) bool {
-	r := reader{root: root, seen: map[string]string{}}
+	r := reader{root: root, seen: map[string]string{}, size: map[string]int64{}}
 	for name, id := range seen {
 		r.stat(name)
 		if r.seen[name] != id {
@@ -261,18 +263,21 @@ func (l *loader) add(c *closure, file string, exported bool, loaderRpath []strin
 		rpath []string
 	}
 	work := []todo{{file, loaderRpath}}
+	fetched := 1 // of the list, how many have been started
 	for len(work) > 0 {
 		if err := l.ctx.Err(); err != nil {
 			return err
 		}
-		if len(work) > 1 {
-			files := make([]string, len(work))
-			for i := range work {
-				files[i] = work[i].file
+		if len(work) > fetched {
+			files := make([]string, 0, len(work)-fetched)
+			for _, w := range work[fetched:] {
+				files = append(files, w.file)
 			}
 			l.prefetch(files)
+			fetched = len(work)
 		}
 		w := work[0]
+		fetched--
 		work = work[1:]
 		if i, ok := c.index[w.file]; ok {
 			if exported && w.file == file {

@@ -45,7 +45,7 @@ func FuzzELF(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		g := link([]*module{{path: "/p", sum: s}})
+		g := link(newSymbols(), []*module{{path: "/p", sum: s}})
 		g.run()
 		g.calls("amd64")
 		back, err := decodeSummary(s.encode())
@@ -64,7 +64,7 @@ func FuzzDecodeSummary(f *testing.F) {
 		if err != nil {
 			return
 		}
-		g := link([]*module{{path: "/p", sum: s, exported: true}})
+		g := link(newSymbols(), []*module{{path: "/p", sum: s, exported: true}})
 		g.run()
 	})
 }

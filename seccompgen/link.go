@@ -3,7 +3,6 @@ package seccompgen
 import (
 	"fmt"
 	"path"
-	"slices"
 
 	"github.com/declarun/declarun/seccompgen/sysno"
 )
@@ -19,24 +18,92 @@ type module struct {
 
 type node struct{ mod, fn int32 }
 
+var nowhere = node{-1, -1}
+
+// symbols numbers the names that files export and import, so that linking one
+// program after the other compares numbers.
+type symbols struct {
+	ids   map[string]int32
+	files map[*summary]*linkage
+}
+
+// linkage is the names of one summary as numbers.
+type linkage struct {
+	imports []int32 // by index in summary.Imports
+	exports []int32 // by index in summary.Exports
+}
+
+func newSymbols() *symbols {
+	return &symbols{ids: map[string]int32{}, files: map[*summary]*linkage{}}
+}
+
+func (s *symbols) id(name string) int32 {
+	i, ok := s.ids[name]
+	if !ok {
+		i = int32(len(s.ids))
+		s.ids[name] = i
+	}
+	return i
+}
+
+func (s *symbols) of(sum *summary) *linkage {
+	l := s.files[sum]
+	if l == nil {
+		l = &linkage{make([]int32, len(sum.Imports)), make([]int32, len(sum.Exports))}
+		for i, name := range sum.Imports {
+			l.imports[i] = s.id(name)
+		}
+		for i := range sum.Exports {
+			l.exports[i] = s.id(sum.Exports[i].Name)
+		}
+		s.files[sum] = l
+	}
+	return l
+}
+
 // graph is the closure of one program, linked.
 type graph struct {
-	mods   []*module
-	by     map[string][]node // exports
+	syms *symbols
+	mods []*module
+	link []*linkage
+	// by lists who exports a symbol; used is who live code first used it
+	// from, when it is used.
+	by     [][]node
+	used   []node
 	live   [][]bool
-	parent map[node]node
+	parent [][]node
 	queue  []node
 }
 
-func link(mods []*module) *graph {
-	g := &graph{mods: mods, by: map[string][]node{}, parent: map[node]node{}}
-	for i, m := range mods {
-		for _, e := range m.sum.Exports {
-			g.by[e.Name] = append(g.by[e.Name], node{int32(i), e.Func})
-		}
-		g.live = append(g.live, make([]bool, len(m.sum.Funcs)))
-	}
+func link(syms *symbols, mods []*module) *graph {
+	g := &graph{syms: syms}
+	g.add(mods)
 	return g
+}
+
+// add links further files. What is live stays so; run finds what they add.
+func (g *graph) add(mods []*module) {
+	first := len(g.mods)
+	for _, m := range mods {
+		g.mods = append(g.mods, m)
+		g.link = append(g.link, g.syms.of(m.sum))
+		g.live = append(g.live, make([]bool, len(m.sum.Funcs)))
+		g.parent = append(g.parent, make([]node, len(m.sum.Funcs)))
+	}
+	n := len(g.syms.ids)
+	g.by = append(g.by, make([][]node, n-len(g.by))...)
+	for len(g.used) < n {
+		g.used = append(g.used, nowhere)
+	}
+	for i := first; i < len(g.mods); i++ {
+		for k, id := range g.link[i].exports {
+			e := node{int32(i), g.mods[i].sum.Exports[k].Func}
+			g.by[id] = append(g.by[id], e)
+			if from := g.used[id]; from != nowhere {
+				g.mark(e, from)
+			}
+		}
+	}
 }
 
 func (g *graph) mark(n, from node) {
@@ -45,49 +112,51 @@ func (g *graph) mark(n, from node) {
 	}
 	g.live[n.mod][n.fn] = true
 	g.queue = append(g.queue, n)
-	if from.mod >= 0 {
-		g.parent[n] = from
-	}
+	g.parent[n.mod][n.fn] = from
 }
 
 func (g *graph) drain() {
-	for len(g.queue) > 0 {
-		n := g.queue[0]
-		g.queue = g.queue[1:]
+	for k := 0; k < len(g.queue); k++ {
+		n := g.queue[k]
 		f := &g.mods[n.mod].sum.Funcs[n.fn]
 		for _, c := range f.Calls {
 			g.mark(node{n.mod, c}, n)
 		}
 		for _, i := range f.Imports {
-			for _, e := range g.by[g.mods[n.mod].sum.Imports[i]] {
+			id := g.link[n.mod].imports[i]
+			if g.used[id] != nowhere {
+				continue
+			}
+			g.used[id] = n
+			for _, e := range g.by[id] {
 				g.mark(e, n)
 			}
 		}
 	}
+	g.queue = g.queue[:0]
 }
 
 // run marks what can run: what the program starts first, so that origins name
 // it, then what loading the libraries runs.
 func (g *graph) run() {
-	none := node{-1, -1}
 	for i, m := range g.mods {
 		if i == 0 || m.sum.Entry >= 0 && i == 1 { // the program and its interpreter
-			g.mark(node{int32(i), m.sum.Entry}, none)
+			g.mark(node{int32(i), m.sum.Entry}, nowhere)
 		}
 		if i == 0 {
 			for _, r := range m.sum.Roots {
-				g.mark(node{0, r}, none)
+				g.mark(node{0, r}, nowhere)
 			}
 			g.drain()
 		}
 	}
 	for i, m := range g.mods {
 		for _, r := range m.sum.Roots {
-			g.mark(node{int32(i), r}, none)
+			g.mark(node{int32(i), r}, nowhere)
 		}
 		if m.exported {
 			for _, e := range m.sum.Exports {
-				g.mark(node{int32(i), e.Func}, none)
+				g.mark(node{int32(i), e.Func}, nowhere)
 			}
 		}
 	}
@@ -99,9 +168,13 @@ func (g *graph) run() {
 				continue
 			}
 			for _, name := range m.sum.Names {
-				for _, e := range g.by[name] {
+				id, ok := g.syms.ids[name]
+				if !ok || int(id) >= len(g.by) {
+					continue
+				}
+				for _, e := range g.by[id] {
 					if int(e.mod) != i {
-						g.mark(e, none)
+						g.mark(e, nowhere)
 					}
 				}
 			}
@@ -114,20 +187,9 @@ var dlsym = set("dlsym", "dlvsym")
 
 // imported tells whether live code uses a symbol of another file.
 func (g *graph) imported(names map[string]bool) bool {
-	for i, m := range g.mods {
-		want := map[int32]bool{}
-		for k, name := range m.sum.Imports {
-			if names[name] {
-				want[int32(k)] = true
-			}
-		}
-		if len(want) == 0 {
-			continue
-		}
-		for k := range m.sum.Funcs {
-			if g.live[i][k] && slices.ContainsFunc(m.sum.Funcs[k].Imports, func(s int32) bool { return want[s] }) {
-				return true
-			}
+	for name := range names {
+		if id, ok := g.syms.ids[name]; ok && int(id) < len(g.used) && g.used[id] != nowhere {
+			return true
 		}
 	}
 	return false
@@ -199,8 +261,8 @@ func (g *graph) origin(n node, s site) string {
 			return fmt.Sprintf("%s+%#x → %s+%#x", g.mods[0].path, f.Addr, via, s.Addr)
 		}
 		enter = at
-		p, ok := g.parent[at]
-		if !ok {
+		p := g.parent[at.mod][at.fn]
+		if p == nowhere {
 			break
 		}
 		at = p

@@ -33,20 +33,46 @@ type store struct {
 	// known are the functions that take a call number as an argument, by
 	// name, over all files seen so far.
 	known map[string][]location
+	syms  *symbols
+	slots chan struct{} // held while a file is analysed ahead
+	under sync.WaitGroup
 }
 
 type entry struct {
-	once sync.Once
-	sum  *summary
-	err  error
+	once    sync.Once
+	sum     *summary
+	err     error
+	started bool
 }
 
 func newStore(r *reader, cache Cache, known map[string][]location) *store {
 	return &store{
 		r: r, cache: cache, mem: map[string]*entry{}, heads: map[string]*elfread.File{},
-		known: known,
+		known: known, syms: newSymbols(), slots: make(chan struct{}, parallel),
 	}
 }
+
+// ahead tells whether a file is still to be started.
+func (s *store) ahead(file string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.mem[file]
+	return e == nil || !e.started
+}
+
+// start analyses a file in the background.
+func (s *store) start(ctx context.Context, file string) {
+	s.under.Go(func() {
+		s.slots <- struct{}{}
+		defer func() { <-s.slots }()
+		if ctx.Err() == nil {
+			_, _ = s.summary(ctx, file)
+		}
+	})
+}
+
+// wait waits for what was started.
+func (s *store) wait() { s.under.Wait() }
 
 // head reads what kind of file it is.
 func (s *store) head(file string) (*elfread.File, error) {
@@ -84,6 +110,7 @@ func (s *store) summary(ctx context.Context, file string) (*summary, error) {
 		e = &entry{}
 		s.mem[file] = e
 	}
+	e.started = true
 	s.mu.Unlock()
 	e.once.Do(func() { e.sum, e.err = s.analyse(ctx, file) })
 	return e.sum, e.err
