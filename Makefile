@@ -4,7 +4,7 @@ GO      ?= go
 PREFIX  ?= /usr/local
 LDFLAGS  = -s -w -X github.com/declarun/declarun/shim/runtime.Version=$(VERSION)
 DEBIAN   = docker.io containerd runc debootstrap iproute2 iptables nftables libseccomp-dev gcc binutils strace curl \
-	postgresql-client-common postgresql-client redis-tools apache2-utils procps bsdutils util-linux
+	redis-tools apache2-utils procps bsdutils util-linux
 
 .PHONY: build install demo test lint bench setup clean
 

@@ -93,6 +93,9 @@ func printJSON(w io.Writer, v any) error {
 	return enc.Encode(v)
 }
 
+// notesShown is how many notes status shows of a container unasked.
+const notesShown = 3
+
 func printStatus(w io.Writer, all []wire.Container, now time.Time) error {
 	if len(all) == 0 {
 		_, err := fmt.Fprintln(w, "no container is supervised")
@@ -125,7 +128,11 @@ func printStatus(w io.Writer, all []wire.Container, now time.Time) error {
 		if c.Wide {
 			fmt.Fprintf(w, "%.12s is wide: %s\n", clean(c.ID), clean(c.WideReason))
 		}
-		for _, n := range c.Notes {
+		for i, n := range c.Notes {
+			if i == notesShown && c.Plan == nil {
+				fmt.Fprintf(w, "%.12s and %d more notes: declarun status --plan %.12s\n", clean(c.ID), len(c.Notes)-i, clean(c.ID))
+				break
+			}
 			fmt.Fprintf(w, "%.12s %s: %s\n", clean(c.ID), n.Dimension, clean(n.Text))
 		}
 		if c.Plan != nil {
