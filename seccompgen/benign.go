@@ -1,6 +1,7 @@
 package seccompgen
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/declarun/declarun/seccompgen/x86"
@@ -88,7 +89,7 @@ func (b *builder) onlyCompared(fi int32) bool {
 // syscall.fcntl64Syscall.
 func (b *builder) goVariable(addr uint64, size uint8) (int64, bool) {
 	if b.written == nil {
-		b.written = map[uint64]bool{}
+		b.written = []uint64{}
 		var in x86.Inst
 		for _, r := range b.funcs {
 			code := b.f.Bytes(r.Lo)
@@ -101,16 +102,16 @@ func (b *builder) goVariable(addr uint64, size uint8) (int64, bool) {
 					continue
 				}
 				if in.IsMem && in.RIP && !in.Load && in.Class != x86.Test && (in.Class != x86.AluImm || in.Alu != x86.Cmp) || in.IsMem && in.RIP && in.Class == x86.Lea {
-					b.written[in.Address(r.Lo+uint64(p))] = true
+					b.written = append(b.written, in.Address(r.Lo+uint64(p)))
 				}
 				p += int(in.Len)
 			}
 		}
+		slices.Sort(b.written)
+		b.written = slices.Clip(slices.Compact(b.written))
 	}
-	for a := addr - 7; a != addr+8; a++ {
-		if b.written[a] {
-			return 0, false
-		}
+	if i, _ := slices.BinarySearch(b.written, addr-7); addr < 8 || i < len(b.written) && b.written[i] < addr+8 {
+		return 0, false
 	}
 	w, ok := b.f.Word(addr)
 	if !ok || size != 8 {

@@ -47,8 +47,8 @@ func (b *builder) resolve() error {
 			}
 			// Only another part of the same function can have put it there.
 			parts := false
-			for i, r := range b.calls {
-				if r.target == fi && r.jump && b.callFunc[i] != fi {
+			for i := range b.calls {
+				if r := &b.calls[i]; r.jump && r.fn != fi && b.at(r.to) == fi {
 					parts = true
 					break
 				}
@@ -74,13 +74,12 @@ func (b *builder) resolve() error {
 		}
 	}
 
-	for i, pc := range b.syscalls {
+	for _, s := range b.syscalls {
 		if err := b.ctx.Err(); err != nil {
 			return err
 		}
-		fi := b.sysFunc[i]
-		d := b.body(fi)
-		record(fi, pc, valuesBefore(b.f, d, d.index(pc), reg(x86.RAX)))
+		d := b.body(s.fn)
+		record(s.fn, s.pc, valuesBefore(b.f, d, d.index(s.pc), reg(x86.RAX)))
 	}
 
 	if b.out.Go {
@@ -120,8 +119,9 @@ func (b *builder) resolve() error {
 		}
 		var results []result
 		vague := 0
-		for i, r := range b.indirect {
-			fi := b.indFunc[i]
+		for i := range b.indirect {
+			r := b.indirect[i]
+			fi := r.fn
 			if r.jump {
 				// A jump with anything on the stack is a switch, not a call.
 				d := b.body(fi)
@@ -145,19 +145,18 @@ func (b *builder) resolve() error {
 			record(r.fi, r.pc, r.v)
 		}
 	}
-	for i, r := range b.imports {
-		sym := b.out.Imports[r.sym]
+	for i := range b.imports {
+		r := b.imports[i]
 		if r.site == 0 {
 			continue
 		}
-		for _, loc := range b.known[sym] {
-			fi := b.impFunc[i]
-			v, _ := b.argument(fi, r.site, loc, r.jump, false)
-			record(fi, r.site, v)
+		for _, loc := range b.known[b.out.Imports[r.sym]] {
+			v, _ := b.argument(r.fn, r.site, loc, r.jump, false)
+			record(r.fn, r.site, v)
 		}
 	}
 	for sym := range b.takenSym {
-		for _, loc := range b.known[sym] {
+		for _, loc := range b.known[b.out.Imports[sym]] {
 			indirect(loc, -1, 0)
 		}
 	}
@@ -169,15 +168,17 @@ func (b *builder) resolve() error {
 		queue = queue[1:]
 		if !indexed {
 			indexed = true
-			for i, r := range b.calls {
-				if r.site != 0 {
-					byTarget[r.target] = append(byTarget[r.target], int32(i))
+			for i := range b.calls {
+				if r := &b.calls[i]; r.site != 0 {
+					if k := b.at(r.to); k >= 0 {
+						byTarget[k] = append(byTarget[k], int32(i))
+					}
 				}
 			}
 		}
 		for _, i := range byTarget[q.fn] {
 			r := b.calls[i]
-			fi := b.callFunc[i]
+			fi := r.fn
 			if !r.jump && !b.argumentLocation(q.fn, q.loc) {
 				continue // what a caller has there is not meant for the function
 			}

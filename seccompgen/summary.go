@@ -62,16 +62,23 @@ type wrapper struct {
 const maxSites = 1 << 16
 
 type ref struct {
-	site   uint64 // instruction
-	target int32  // function
-	after  bool   // control runs off the end behind site
-	jump   bool   // control does not come back: no return address is pushed
+	site  uint64 // instruction, 0 where the address is taken or nothing but padding leads on
+	to    uint64
+	fn    int32 // that it is in
+	after bool  // control runs off the end behind site
+	jump  bool  // control does not come back: no return address is pushed
 }
 
 type importRef struct {
-	site uint64
+	site uint64 // 0 where the address is taken
 	sym  int32
+	fn   int32
 	jump bool
+}
+
+type siteRef struct {
+	pc uint64
+	fn int32
 }
 
 type builder struct {
@@ -85,17 +92,14 @@ type builder struct {
 
 	importIdx map[string]int32
 	slots     map[uint64]string // GOT slot → symbol
-	inner     map[uint64]bool   // code addresses that somebody refers to
+	inner     addrSet           // code addresses that somebody refers to
 	calls     []ref
-	callFunc  []int32
 	imports   []importRef
-	impFunc   []int32
 	indirect  []importRef // indirect calls and jumps; sym unused
-	indFunc   []int32
-	syscalls  []uint64
-	sysFunc   []int32
-	taken     map[int32]bool // functions whose address is taken
-	takenSym  map[string]bool
+	syscalls  []siteRef
+	taken     []bool         // functions whose address is taken
+	takenSym  map[int32]bool // imports whose address is taken
+	inData    map[int32]bool // imports that data points to
 	bodies    map[int32]*body
 	pages     []int32 // index from address to function
 	base      uint64
@@ -104,7 +108,7 @@ type builder struct {
 	nsites    int
 	returns   []bool // by function: it has an instruction that may return
 	noreturn  []bool
-	written   map[uint64]bool // variables of a Go program that are stored to
+	written   []uint64 // variables of a Go program that are stored to, sorted
 }
 
 // summarise analyses one x86-64 file. known are functions of other files that
@@ -115,9 +119,9 @@ func summarise(ctx context.Context, f *elfread.File, known map[string][]location
 		out:       &summary{Soname: f.Soname, Interp: f.Interp, Rpath: f.Rpath, Runpath: f.Runpath, Needed: f.Needed, Entry: -1},
 		importIdx: map[string]int32{},
 		slots:     map[uint64]string{},
-		inner:     map[uint64]bool{},
-		taken:     map[int32]bool{},
-		takenSym:  map[string]bool{},
+		inner:     newAddrSet(f.Exec),
+		takenSym:  map[int32]bool{},
+		inData:    map[int32]bool{},
 		bodies:    map[int32]*body{},
 		fixed:     f.Type == elf.ET_EXEC,
 	}
@@ -254,28 +258,36 @@ func (b *builder) sweepAll() error {
 
 	starts := b.targets()
 	for _, t := range starts {
-		b.inner[t] = true
+		b.inner.add(t)
 	}
 	// Gaps between them are cut where anybody points.
 	for round := 0; ; round++ {
+		old, oldExact := slices.Clone(b.funcs), slices.Clone(b.exact)
 		b.layout(exact, starts)
-		before := len(starts)
-		if err := b.sweep(goAt, round); err != nil {
+		if err := b.sweep(goAt, old, oldExact); err != nil {
 			return err
 		}
-		seen := map[uint64]bool{}
-		for i, r := range b.funcs {
-			if !b.exact[i] {
-				seen[r.Lo] = true
-			}
-		}
-		for a := range b.inner {
-			if k := b.at(a); k >= 0 && !b.exact[k] && !seen[a] {
+		before := len(starts)
+		for a := range b.inner.all {
+			if k := b.at(a); k >= 0 && !b.exact[k] && b.funcs[k].Lo != a {
 				starts = append(starts, a)
 			}
 		}
 		if len(starts) == before || round == 8 {
 			break
+		}
+	}
+	b.taken = make([]bool, len(b.funcs))
+	for i := range b.calls {
+		if r := &b.calls[i]; r.site == 0 && !r.after {
+			if k := b.at(r.to); k >= 0 {
+				b.taken[k] = true
+			}
+		}
+	}
+	for i := range b.imports {
+		if r := &b.imports[i]; r.site == 0 {
+			b.takenSym[r.sym] = true
 		}
 	}
 	return nil
@@ -428,24 +440,41 @@ func (b *builder) stub(addr uint64) (string, bool) {
 	return "", false
 }
 
-// sweep decodes every function once and collects what it refers to.
-func (b *builder) sweep(goAt map[uint64]string, round int) error {
+// sweep decodes every function and collects what it refers to. What was found
+// in those with exact bounds, when the functions were laid out as in old, stays.
+func (b *builder) sweep(goAt map[uint64]string, old []elfread.Range, oldExact []bool) error {
 	n := len(b.funcs)
+	funcs, isPLT, isGo, returns := b.out.Funcs, b.isPLT, b.isGo, b.returns
 	b.out.Funcs = make([]function, n)
 	b.isPLT = make([]bool, n)
 	b.isGo = make([]bool, n)
 	b.returns = make([]bool, n)
-	b.calls, b.callFunc = b.calls[:0], b.callFunc[:0]
-	b.imports, b.impFunc = b.imports[:0], b.impFunc[:0]
-	b.indirect, b.indFunc = b.indirect[:0], b.indFunc[:0]
-	b.syscalls, b.sysFunc = b.syscalls[:0], b.sysFunc[:0]
-	clear(b.taken)
-	clear(b.takenSym)
+	now := make([]int32, len(old)) // where an exact function is now, -1 for the others
+	k := 0
+	for i := range old {
+		now[i] = -1
+		if !oldExact[i] {
+			continue
+		}
+		for !b.exact[k] {
+			k++
+		}
+		now[i] = int32(k)
+		b.out.Funcs[k], b.isPLT[k], b.isGo[k], b.returns[k] = funcs[i], isPLT[i], isGo[i], returns[i]
+		k++
+	}
+	b.calls = keep(b.calls, func(r *ref) *int32 { return &r.fn }, now)
+	b.imports = keep(b.imports, func(r *importRef) *int32 { return &r.fn }, now)
+	b.indirect = keep(b.indirect, func(r *importRef) *int32 { return &r.fn }, now)
+	b.syscalls = keep(b.syscalls, func(r *siteRef) *int32 { return &r.fn }, now)
 	for i := range b.funcs {
 		if i&1023 == 0 {
 			if err := b.ctx.Err(); err != nil {
 				return err
 			}
+		}
+		if b.exact[i] && len(old) > 0 {
+			continue
 		}
 		r := b.funcs[i]
 		b.out.Funcs[i].Addr = r.Lo
@@ -456,6 +485,19 @@ func (b *builder) sweep(goAt map[uint64]string, round int) error {
 		b.sweepFunc(int32(i), r)
 	}
 	return nil
+}
+
+// keep renumbers the functions that are still there and drops what was found
+// in others.
+func keep[T any](list []T, fn func(*T) *int32, now []int32) []T {
+	out := list[:0]
+	for i := range list {
+		if k := now[*fn(&list[i])]; k >= 0 {
+			*fn(&list[i]) = k
+			out = append(out, list[i])
+		}
+	}
+	return out
 }
 
 func (b *builder) inPLT(r elfread.Range) bool {
@@ -488,10 +530,10 @@ func (b *builder) sweepFunc(fi int32, r elfread.Range) {
 			if !b.exact[fi] {
 				// Data between functions, or after one: what follows the
 				// last end of a path was no code.
-				b.calls, b.callFunc = b.calls[:end[0]], b.callFunc[:end[0]]
-				b.imports, b.impFunc = b.imports[:end[1]], b.impFunc[:end[1]]
-				b.indirect, b.indFunc = b.indirect[:end[2]], b.indFunc[:end[2]]
-				b.syscalls, b.sysFunc = b.syscalls[:end[3]], b.sysFunc[:end[3]]
+				b.calls = b.calls[:end[0]]
+				b.imports = b.imports[:end[1]]
+				b.indirect = b.indirect[:end[2]]
+				b.syscalls = b.syscalls[:end[3]]
 				fn.Sites = fn.Sites[:end[4]]
 				return
 			}
@@ -525,9 +567,8 @@ func (b *builder) sweepFunc(fi int32, r elfread.Range) {
 			}
 			if t >= r.Lo && t < r.Hi {
 				if !jump {
-					b.inner[t] = true
-					b.calls = append(b.calls, ref{pc, fi, false, false})
-					b.callFunc = append(b.callFunc, fi)
+					b.inner.add(t)
+					b.calls = append(b.calls, ref{pc, t, fi, false, false})
 				}
 				others++
 				continue
@@ -549,8 +590,7 @@ func (b *builder) sweepFunc(fi int32, r elfread.Range) {
 			if in.IsMem && in.RIP {
 				if sym, ok := b.slots[in.Address(pc)]; ok {
 					if sym != "" {
-						b.imports = append(b.imports, importRef{pc, b.importOf(sym), jump})
-						b.impFunc = append(b.impFunc, fi)
+						b.imports = append(b.imports, importRef{pc, b.importOf(sym), fi, jump})
 					}
 					if jump {
 						stubs++
@@ -561,16 +601,14 @@ func (b *builder) sweepFunc(fi int32, r elfread.Range) {
 				}
 			}
 			others++
-			b.indirect = append(b.indirect, importRef{pc, 0, jump})
-			b.indFunc = append(b.indFunc, fi)
+			b.indirect = append(b.indirect, importRef{pc, 0, fi, jump})
 		case x86.Ret:
 			fall = false
 			others++
 			b.returns[fi] = true
 		case x86.Syscall:
 			others++
-			b.syscalls = append(b.syscalls, pc)
-			b.sysFunc = append(b.sysFunc, fi)
+			b.syscalls = append(b.syscalls, siteRef{pc, fi})
 		case x86.Int:
 			others++
 			if in.Imm == 0x80 {
@@ -607,15 +645,14 @@ func (b *builder) sweepFunc(fi int32, r elfread.Range) {
 		// Nothing but procedure linkage stubs: callers are linked to the
 		// symbol of the stub they call.
 		b.isPLT[fi] = true
-		b.calls, b.callFunc = b.calls[:mark[0]], b.callFunc[:mark[0]]
-		b.imports, b.impFunc = b.imports[:mark[1]], b.impFunc[:mark[1]]
-		b.indirect, b.indFunc = b.indirect[:mark[2]], b.indFunc[:mark[2]]
+		b.calls = b.calls[:mark[0]]
+		b.imports = b.imports[:mark[1]]
+		b.indirect = b.indirect[:mark[2]]
 		return
 	}
 	if fall && int(fi)+1 < len(b.funcs) && b.funcs[fi+1].Lo == r.Hi {
-		b.calls = append(b.calls, ref{last, fi + 1, true, true})
-		b.callFunc = append(b.callFunc, fi)
-		b.inner[r.Hi] = true
+		b.calls = append(b.calls, ref{last, r.Hi, fi, true, true})
+		b.inner.add(r.Hi)
 	}
 }
 
@@ -632,9 +669,7 @@ func (b *builder) operand(fi int32, pc uint64, in *x86.Inst) {
 			return
 		}
 		if sym, ok := b.slots[a]; ok && sym != "" {
-			b.imports = append(b.imports, importRef{0, b.importOf(sym), false})
-			b.impFunc = append(b.impFunc, fi)
-			b.takenSym[sym] = true
+			b.imports = append(b.imports, importRef{0, b.importOf(sym), fi, false})
 		}
 	case b.fixed && in.Class == x86.Lea && in.Base == x86.None && in.Index == x86.None:
 		b.take(fi, uint64(int64(in.Disp)))
@@ -648,18 +683,12 @@ func (b *builder) take(fi int32, a uint64) {
 	}
 	if sym, ok := b.stub(a); ok {
 		if sym != "" {
-			b.imports = append(b.imports, importRef{0, b.importOf(sym), false})
-			b.impFunc = append(b.impFunc, fi)
-			b.takenSym[sym] = true
+			b.imports = append(b.imports, importRef{0, b.importOf(sym), fi, false})
 		}
 		return
 	}
-	b.inner[a] = true
-	if t := b.at(a); t >= 0 {
-		b.taken[t] = true
-		b.calls = append(b.calls, ref{0, t, false, false})
-		b.callFunc = append(b.callFunc, fi)
-	}
+	b.inner.add(a)
+	b.calls = append(b.calls, ref{0, a, fi, false, false})
 }
 
 // branch records a direct call or a jump out of a function.
@@ -669,16 +698,12 @@ func (b *builder) branch(fi int32, pc, t uint64, jump bool) {
 	}
 	if sym, ok := b.stub(t); ok {
 		if sym != "" {
-			b.imports = append(b.imports, importRef{pc, b.importOf(sym), jump})
-			b.impFunc = append(b.impFunc, fi)
+			b.imports = append(b.imports, importRef{pc, b.importOf(sym), fi, jump})
 		}
 		return
 	}
-	b.inner[t] = true
-	if k := b.at(t); k >= 0 {
-		b.calls = append(b.calls, ref{pc, k, false, jump})
-		b.callFunc = append(b.callFunc, fi)
-	}
+	b.inner.add(t)
+	b.calls = append(b.calls, ref{pc, t, fi, false, jump})
 }
 
 // roots finds what is live as soon as the file is loaded.
@@ -717,8 +742,8 @@ func (b *builder) roots() {
 	// A slot that no code refers to by itself is reached in a way we do not see.
 	if len(b.slots) > 0 {
 		used := map[string]bool{}
-		for _, r := range b.imports {
-			used[b.out.Imports[r.sym]] = true
+		for i := range b.imports {
+			used[b.out.Imports[b.imports[i].sym]] = true
 		}
 		for i := range b.f.Relocs {
 			r := &b.f.Relocs[i]
@@ -746,8 +771,11 @@ func (b *builder) roots() {
 // rootSym are the symbols that data of the file points to, as imports of a
 // function that stands for the file.
 func (b *builder) takeInData(sym string) {
-	b.takenSym[sym] = true
-	b.dataFunc().Imports = append(b.dataFunc().Imports, b.importOf(sym))
+	i := b.importOf(sym)
+	if !b.inData[i] {
+		b.inData[i], b.takenSym[i] = true, true
+		b.dataFunc().Imports = append(b.dataFunc().Imports, i)
+	}
 }
 
 // dataFunc is the pseudo-function of what data refers to; it is a root.
@@ -761,14 +789,16 @@ func (b *builder) dataFunc() *function {
 
 // finish turns references into edges and names functions.
 func (b *builder) finish() {
-	for i, r := range b.calls {
-		if f := b.callFunc[i]; r.target != f {
-			b.out.Funcs[f].Calls = append(b.out.Funcs[f].Calls, r.target)
+	for i := range b.calls {
+		r := &b.calls[i]
+		if k := b.at(r.to); k >= 0 && k != r.fn {
+			b.out.Funcs[r.fn].Calls = append(b.out.Funcs[r.fn].Calls, k)
 		}
 	}
-	for i, r := range b.imports {
-		f := &b.out.Funcs[b.impFunc[i]]
-		f.Imports = append(f.Imports, r.sym)
+	b.calls = nil
+	for i := range b.imports {
+		f := &b.out.Funcs[b.imports[i].fn]
+		f.Imports = append(f.Imports, b.imports[i].sym)
 	}
 	for i := range b.out.Funcs {
 		f := &b.out.Funcs[i]
@@ -825,14 +855,16 @@ func (b *builder) findNoReturn() {
 	}
 	back := map[int32][]int32{}
 	var work []int32
-	for i, r := range b.calls {
-		if r.jump && r.target != b.callFunc[i] {
-			back[r.target] = append(back[r.target], b.callFunc[i])
+	for i := range b.calls {
+		if r := &b.calls[i]; r.jump {
+			if k := b.at(r.to); k >= 0 && k != r.fn {
+				back[k] = append(back[k], r.fn)
+			}
 		}
 	}
-	for i, r := range b.imports {
-		if r.jump && !neverReturns[b.out.Imports[r.sym]] {
-			may[b.impFunc[i]] = !named[b.impFunc[i]]
+	for i := range b.imports {
+		if r := &b.imports[i]; r.jump && !neverReturns[b.out.Imports[r.sym]] {
+			may[r.fn] = !named[r.fn]
 		}
 	}
 	for i := range n {

@@ -94,7 +94,7 @@ func (b *builder) body(fi int32) *body {
 	if d, ok := b.bodies[fi]; ok {
 		return d
 	}
-	d := newBody(b.f, b.funcs[fi], b.inner, b.isGo[fi], b.endsPath)
+	d := newBody(b.f, b.funcs[fi], &b.inner, b.isGo[fi], b.endsPath)
 	d.unwinds = b.exact[fi] && !b.isGo[fi]
 	if b.isGo[fi] {
 		d.variable = b.goVariable
@@ -103,7 +103,7 @@ func (b *builder) body(fi int32) *body {
 	return d
 }
 
-func newBody(f *elfread.File, r elfread.Range, inner map[uint64]bool, isGo bool, endsPath func(*x86.Inst, uint64) bool) *body {
+func newBody(f *elfread.File, r elfread.Range, inner *addrSet, isGo bool, endsPath func(*x86.Inst, uint64) bool) *body {
 	d := &body{r: r, clobber: clobberC}
 	if isGo {
 		d.clobber = clobberGo
@@ -112,14 +112,12 @@ func newBody(f *elfread.File, r elfread.Range, inner map[uint64]bool, isGo bool,
 	if uint64(len(code)) > r.Hi-r.Lo {
 		code = code[:r.Hi-r.Lo]
 	}
-	at := map[uint64]int32{}
 	var in x86.Inst
 	for p := 0; p < len(code) && len(d.ins) < maxBody; {
 		if !x86.Decode(code[p:], &in) {
 			p++
 			continue
 		}
-		at[r.Lo+uint64(p)] = int32(len(d.ins))
 		d.ins = append(d.ins, in)
 		d.pcs = append(d.pcs, r.Lo+uint64(p))
 		p += int(in.Len)
@@ -136,12 +134,12 @@ func newBody(f *elfread.File, r elfread.Range, inner map[uint64]bool, isGo bool,
 	var tables []int32
 	for i := range d.ins {
 		in, pc := &d.ins[i], d.pcs[i]
-		if inner[pc] || i == 0 {
+		if inner.has(pc) || i == 0 {
 			d.entry[i] = true
 		}
 		switch in.Class {
 		case x86.Jmp, x86.Jcc:
-			if t, ok := at[in.Target(pc)]; ok {
+			if t := d.index(in.Target(pc)); t >= 0 {
 				edge(int32(i), t)
 			}
 			if in.Class == x86.Jmp {
@@ -150,7 +148,7 @@ func newBody(f *elfread.File, r elfread.Range, inner map[uint64]bool, isGo bool,
 		case x86.JmpInd:
 			jumps = append(jumps, int32(i))
 			if in.IsMem && in.Base == x86.None && !in.RIP {
-				tables = append(tables, absTable(f, at, uint64(int64(in.Disp)))...)
+				tables = append(tables, absTable(f, d, uint64(int64(in.Disp)))...)
 			}
 			continue
 		case x86.Ret, x86.Trap:
@@ -163,20 +161,20 @@ func newBody(f *elfread.File, r elfread.Range, inner map[uint64]bool, isGo bool,
 			if in.RIP {
 				a := in.Address(pc)
 				if f.IsCode(a) {
-					if t, ok := at[a]; ok {
+					if t := d.index(a); t >= 0 {
 						tables = append(tables, t)
 					}
 				} else {
-					tables = append(tables, relTable(f, at, a)...)
+					tables = append(tables, relTable(f, d, a)...)
 				}
 			}
 		case x86.Mov:
 			if in.IsMem && in.Load && in.Index != x86.None && in.Base == x86.None {
-				tables = append(tables, absTable(f, at, uint64(int64(in.Disp)))...)
+				tables = append(tables, absTable(f, d, uint64(int64(in.Disp)))...)
 			}
 		case x86.MovImm:
 			if a := uint64(uint32(in.Imm)); !f.IsCode(a) && in.Size >= 4 {
-				tables = append(tables, absTable(f, at, a)...)
+				tables = append(tables, absTable(f, d, a)...)
 			}
 		}
 		edge(int32(i), int32(i+1)) // n is the virtual end
@@ -205,12 +203,12 @@ func newBody(f *elfread.File, r elfread.Range, inner map[uint64]bool, isGo bool,
 
 // relTable reads a jump table of 32-bit distances from itself, as far as it
 // leads into the function.
-func relTable(f *elfread.File, at map[uint64]int32, table uint64) []int32 {
+func relTable(f *elfread.File, body *body, table uint64) []int32 {
 	var out []int32
 	d := f.Bytes(table)
 	for len(d) >= 4 && len(out) < 4096 {
-		t, ok := at[table+uint64(int64(int32(binary.LittleEndian.Uint32(d))))]
-		if !ok {
+		t := body.index(table + uint64(int64(int32(binary.LittleEndian.Uint32(d)))))
+		if t < 0 {
 			break
 		}
 		out = append(out, t)
@@ -220,12 +218,12 @@ func relTable(f *elfread.File, at map[uint64]int32, table uint64) []int32 {
 }
 
 // absTable reads a jump table of 64-bit addresses.
-func absTable(f *elfread.File, at map[uint64]int32, table uint64) []int32 {
+func absTable(f *elfread.File, body *body, table uint64) []int32 {
 	var out []int32
 	d := f.Bytes(table)
 	for len(d) >= 8 && len(out) < 4096 {
-		t, ok := at[binary.LittleEndian.Uint64(d)]
-		if !ok {
+		t := body.index(binary.LittleEndian.Uint64(d))
+		if t < 0 {
 			break
 		}
 		out = append(out, t)
