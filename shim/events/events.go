@@ -9,7 +9,9 @@
 // many were not written ("lost"); no subscriber can hold up a writer.
 //
 // It does not guarantee that a line is on the medium: there is no fsync. A count
-// that grew in the ten seconds before the process was killed is not written.
+// that grows is written again after ten seconds, then after twice as long each
+// time, up to five minutes: what it grew by since is not written when the process
+// is killed.
 //
 // A file that was renamed or removed (logrotate) is noticed within a second of
 // the next write, and a new one is made.
@@ -38,7 +40,8 @@ const (
 	maxPerOwner = 1024  // …of them of one container
 	rate        = 50    // new lines a second and container, in the long run
 	burst       = 200
-	updateEvery = 10 * time.Second
+	updateEvery = 10 * time.Second // the first time
+	updateSlow  = 5 * time.Minute  // in the long run: a thousand deviations must not fill a disk
 	lookEvery   = time.Second
 	maxOwners   = 4096
 )
@@ -69,7 +72,11 @@ type deviation struct {
 	event   record.Event
 	written uint64 // count on the last line written
 	at      time.Time
+	every   time.Duration // until the next line
 }
+
+// due says that a count may be written again.
+func (d *deviation) due(now time.Time) bool { return now.Sub(d.at) >= d.every }
 
 // owner is what is accounted for one container.
 type owner struct {
@@ -181,7 +188,7 @@ func (s *Sink) Report(e record.Event) {
 		if e.Process != nil {
 			d.event.Process = e.Process
 		}
-		if now.Sub(d.at) >= updateEvery {
+		if d.due(now) {
 			s.write(d, now)
 		}
 		return
@@ -245,6 +252,7 @@ func (s *Sink) drop(el *list.Element, now time.Time) {
 // write needs mu.
 func (s *Sink) write(d *deviation, now time.Time) {
 	d.written, d.at = d.event.Count, now
+	d.every = min(max(updateEvery, 2*d.every), updateSlow)
 	s.append(d.event)
 }
 
@@ -362,7 +370,7 @@ func (s *Sink) Flush(everything bool) {
 	now := s.now()
 	for el := s.recent.Front(); el != nil; el = el.Next() {
 		d := el.Value.(*deviation)
-		if d.event.Count > d.written && (everything || now.Sub(d.at) >= updateEvery) {
+		if d.event.Count > d.written && (everything || d.due(now)) {
 			s.write(d, now)
 		}
 	}

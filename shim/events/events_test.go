@@ -86,6 +86,20 @@ func TestSink(t *testing.T) {
 			t.Errorf("count %d", n)
 		}
 	})
+	t.Run("what goes on for a day is not written every ten seconds", func(t *testing.T) {
+		s, c, written := sink(t)
+		for range 24 * 360 {
+			s.Report(chroot("a"))
+			c.pass(updateEvery)
+		}
+		got := written()
+		if len(got) < 24*60/5 || len(got) > 24*60/5+10 {
+			t.Errorf("%d lines", len(got))
+		}
+		if last := got[len(got)-1].Count; last < 24*360-30 {
+			t.Errorf("count %d", last)
+		}
+	})
 	t.Run("every field that makes a deviation distinct does", func(t *testing.T) {
 		s, _, written := sink(t)
 		for _, change := range []func(*record.Event){
