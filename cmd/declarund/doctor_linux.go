@@ -110,6 +110,7 @@ func examine(c *cli.Context, cfg *site.Config) []finding {
 			return string(r.Hook()), r.Close()
 		}),
 		probeMemfd(),
+		probeTracing(os.ReadFile("/proc/sys/kernel/yama/ptrace_scope")),
 		probeDocker(),
 	}
 	all = append(all, probeNetwork()...)
@@ -185,6 +186,26 @@ func probeMemfd() finding {
 		}
 		return "", nil
 	})
+}
+
+// probeTracing reads kernel.yama.ptrace_scope (Documentation/admin-guide/LSM/Yama.rst).
+// Without Yama a process may write to the memory of another of the same user, that
+// of somebody's exec among them, and so act with its rights. Where Yama forbids
+// everybody to attach, the supervisor cannot take a copy of a socket either.
+func probeTracing(scope []byte, err error) finding {
+	f := finding{what: "an exec is kept apart from the container (Yama)", answer: can, remedy: "sysctl kernel.yama.ptrace_scope=1, on a kernel with CONFIG_SECURITY_YAMA"}
+	switch value := strings.TrimSpace(string(scope)); {
+	case errors.Is(err, os.ErrNotExist):
+		f.answer, f.detail = cannot, "kernel has no Yama: a program can take over what docker exec runs under the same user"
+	case err != nil:
+		f.answer, f.detail = untold, brief(err)
+	case value == "0":
+		f.answer, f.detail = cannot, "kernel.yama.ptrace_scope is 0: a program can take over what docker exec runs under the same user"
+	case value == "3":
+		f.answer, f.needed, f.detail = cannot, true, "kernel.yama.ptrace_scope is 3: nobody may attach, the supervisor included, and no server can listen"
+		f.remedy = "kernel.yama.ptrace_scope = 1 or 2 in /etc/sysctl.d; 3 stays until the next boot"
+	}
+	return f
 }
 
 func probeDocker() finding {

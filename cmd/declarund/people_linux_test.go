@@ -238,6 +238,27 @@ func TestCommandsThatAskTheSupervisor(t *testing.T) {
 	}
 }
 
+func TestProbeTracing(t *testing.T) {
+	for _, row := range []struct {
+		claim  string
+		scope  string
+		err    error
+		answer answer
+		needed bool
+	}{
+		{"only parents may attach", "1\n", nil, can, false},
+		{"only administrators may", "2\n", nil, can, false},
+		{"everybody may", "0\n", nil, cannot, false},
+		{"nobody may", "3\n", nil, cannot, true},
+		{"no Yama", "", os.ErrNotExist, cannot, false},
+		{"who knows", "", os.ErrPermission, untold, false},
+	} {
+		if f := probeTracing([]byte(row.scope), row.err); f.answer != row.answer || f.needed != row.needed {
+			t.Errorf("%s: %+v", row.claim, f)
+		}
+	}
+}
+
 func TestDoctorText(t *testing.T) {
 	all := []finding{
 		{what: "runs as root", answer: can, needed: true},

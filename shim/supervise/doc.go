@@ -36,6 +36,10 @@
 //     They can be killed.
 //   - 32-bit x86 programs make sockets listen through socketcall, whose arguments
 //     are in memory: the verdicts refuse it or not by its number; nftables holds.
+//   - A program that may trace a process of an exec (same user, no capability
+//     less, kernel.yama.ptrace_scope 0 or no Yama) can write to its memory, and then
+//     acts as the operator or as the health check, as far as the engine's profile
+//     and the exec guard go.
 //   - A health check is told from an operator's exec by its arguments. Whoever may
 //     run "docker exec" can run the health check.
 //
