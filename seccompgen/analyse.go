@@ -63,7 +63,7 @@ func Analyse(ctx context.Context, root *rootfs.Root, req Request, cache Cache) (
 	if len(req.Programs) == 0 {
 		return Result{}, errors.New("analyse programs: none given")
 	}
-	r := &reader{root: root, seen: map[string]string{}, size: map[string]int64{}}
+	r := newReader(root)
 	key := requestKey(r, req)
 	if b, ok := cache.Get(key); ok {
 		var hit answer

@@ -20,6 +20,18 @@ type reader struct {
 	root *rootfs.Root
 	seen map[string]string // path → identity, "" where nothing is
 	size map[string]int64  // of files, by path free of symbolic links
+	// What was looked at before: one answer holds for a whole analysis.
+	stats map[string]stat
+	dirs  map[string][]fs.DirEntry
+}
+
+type stat struct {
+	path string
+	st   *unix.Stat_t
+}
+
+func newReader(root *rootfs.Root) *reader {
+	return &reader{root: root, seen: map[string]string{}, size: map[string]int64{}, stats: map[string]stat{}, dirs: map[string][]fs.DirEntry{}}
 }
 
 // identity changes when a file does: ctime cannot be set from a container.
@@ -29,12 +41,15 @@ func identity(p string, st *unix.Stat_t) string {
 
 // stat gives the path of a file free of symbolic links, and its identity.
 func (r *reader) stat(name string) (string, *unix.Stat_t, bool) {
+	if s, ok := r.stats[name]; ok {
+		return s.path, s.st, s.st != nil
+	}
 	p, st, err := r.root.Stat(name)
 	if err != nil {
-		r.seen[name] = ""
+		r.seen[name], r.stats[name] = "", stat{}
 		return "", nil, false
 	}
-	r.seen[name] = identity(p, &st)
+	r.seen[name], r.stats[name] = identity(p, &st), stat{p, &st}
 	r.size[p] = st.Size
 	return p, &st, true
 }
@@ -51,10 +66,15 @@ func (r *reader) dir(name string) ([]fs.DirEntry, bool) {
 	if _, st, ok := r.stat(name); !ok || st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		return nil, false
 	}
+	entries, ok := r.dirs[name]
+	if ok {
+		return entries, true
+	}
 	entries, err := r.root.ReadDir(name, 0)
 	if err != nil {
 		return nil, false
 	}
+	r.dirs[name] = entries
 	slices.SortFunc(entries, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
 	return entries, true
 }
@@ -72,7 +92,7 @@ func (r *reader) text(name string) string {
 
 // unchanged tells whether everything that was looked at is still the same.
 func unchanged(root *rootfs.Root, seen map[string]string) bool {
-	r := reader{root: root, seen: map[string]string{}, size: map[string]int64{}}
+	r := newReader(root)
 	for name, id := range seen {
 		r.stat(name)
 		if r.seen[name] != id {

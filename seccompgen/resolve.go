@@ -19,6 +19,10 @@ func (b *builder) resolve() error {
 	var queue []demand
 	asked := map[demand]bool{}
 	ask := func(fi int32, loc location) {
+		if b.partial {
+			b.bail = true
+			return
+		}
 		d := demand{fi, loc}
 		if loc.Slot && (loc.Off < -maxFrame || loc.Off > maxStackArgs) || len(asked) >= maxDemands {
 			if len(b.out.Trouble) >= maxTrouble {
@@ -68,6 +72,7 @@ func (b *builder) resolve() error {
 			}
 			return
 		}
+		b.bail = b.partial
 		if b.nsites < maxSites {
 			b.nsites++
 			fn.Sites = append(fn.Sites, site{Addr: pc, Reason: v.unknown})

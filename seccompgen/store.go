@@ -97,6 +97,9 @@ func (s *store) head(file string) (*elfread.File, error) {
 	return h, err
 }
 
+// readAhead is from how many bytes on a file is read while its digest is made.
+const readAhead = 1 << 20
+
 // loadable tells whether the loader would take the file and not look further.
 func (s *store) loadable(file string) bool {
 	h, err := s.head(file)
@@ -134,11 +137,18 @@ func (s *store) analyse(ctx context.Context, file string) (sum *summary, err err
 	// The content decides; who it was last time is remembered by identity.
 	idKey := "id " + version + " " + identity("", &f.Stat)
 	digest := ""
+	read := sync.OnceValues(func() (*elfread.File, error) { return elfread.Read(f, size) })
 	if b, ok := s.cache.Get(idKey); ok {
 		digest = string(b)
 	} else {
+		var ahead sync.WaitGroup
+		if size >= readAhead {
+			ahead.Go(func() { _, _ = read() })
+		}
 		h := sha256.New()
-		if _, err := io.Copy(h, io.NewSectionReader(f, 0, size)); err != nil {
+		_, err := io.Copy(h, io.NewSectionReader(f, 0, size))
+		ahead.Wait()
+		if err != nil {
 			return nil, fmt.Errorf("analyse %s: %w", file, err)
 		}
 		digest = hex.EncodeToString(h.Sum(nil))
@@ -159,7 +169,7 @@ func (s *store) analyse(ctx context.Context, file string) (sum *summary, err err
 		return nil, &NotProgram{file, fmt.Errorf("%s: %w", goarch(h.Machine, h.Class), errMachine),
 			"programs for amd64 are analysed; set syscalls to audit for this container, or use an amd64 image"}
 	}
-	ef, err := elfread.Read(f, size)
+	ef, err := read()
 	if err != nil {
 		return nil, &NotProgram{file, err, "check that the file is whole"}
 	}
@@ -167,6 +177,8 @@ func (s *store) analyse(ctx context.Context, file string) (sum *summary, err err
 	if err != nil {
 		return nil, fmt.Errorf("analyse %s: %w", file, err)
 	}
-	s.cache.Put(key, sum.encode())
+	if s.cache != (NoCache{}) {
+		s.cache.Put(key, sum.encode())
+	}
 	return sum, nil
 }

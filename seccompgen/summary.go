@@ -108,14 +108,38 @@ type builder struct {
 	nsites    int
 	returns   []bool // by function: it has an instruction that may return
 	noreturn  []bool
-	written   []uint64 // variables of a Go program that are stored to, sorted
+	// partial is true where only some functions were decoded; bail, when they
+	// turn out not to suffice.
+	partial, bail bool
+	coarseSize    uint64
+	written       []uint64 // variables of a Go program that are stored to, sorted
 }
 
 // summarise analyses one x86-64 file. known are functions of other files that
 // take a call number, by name.
 func summarise(ctx context.Context, f *elfread.File, known map[string][]location) (*summary, error) {
+	b := newBuilder(ctx, f, known)
+	if len(f.Exec) == 0 {
+		b.strings()
+		return b.out, nil
+	}
+	ok, err := b.coarse()
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		b = newBuilder(ctx, f, known)
+		if err := b.whole(); err != nil {
+			return nil, err
+		}
+	}
+	b.strings()
+	return b.out, nil
+}
+
+func newBuilder(ctx context.Context, f *elfread.File, known map[string][]location) *builder {
 	b := &builder{
-		ctx: ctx, f: f, known: known,
+		ctx: ctx, f: f, known: known, coarseSize: coarseSize,
 		out:       &summary{Soname: f.Soname, Interp: f.Interp, Rpath: f.Rpath, Runpath: f.Runpath, Needed: f.Needed, Entry: -1},
 		importIdx: map[string]int32{},
 		slots:     map[uint64]string{},
@@ -126,21 +150,21 @@ func summarise(ctx context.Context, f *elfread.File, known map[string][]location
 		fixed:     f.Type == elf.ET_EXEC,
 	}
 	b.out.NoDefaultLib = f.Flags1&0x800 != 0
-	if len(f.Exec) == 0 {
-		b.strings()
-		return b.out, nil
-	}
+	return b
+}
+
+// whole analyses all code of the file.
+func (b *builder) whole() error {
 	if err := b.sweepAll(); err != nil {
-		return nil, err
+		return err
 	}
 	b.findNoReturn()
 	b.roots()
 	if err := b.resolve(); err != nil {
-		return nil, err
+		return err
 	}
 	b.finish()
-	b.strings()
-	return b.out, nil
+	return nil
 }
 
 // targets collects what data and tables say are code addresses.
@@ -176,7 +200,7 @@ func (b *builder) targets() []uint64 {
 // relocated words, initialiser arrays, and in a program linked at a fixed
 // address every word that looks like one.
 func (b *builder) dataPointers() []uint64 {
-	var t []uint64
+	t := make([]uint64, 0, len(b.f.Relocs))
 	for i := range b.f.Relocs {
 		r := &b.f.Relocs[i]
 		switch r.Type {
@@ -228,8 +252,8 @@ func (b *builder) dataPointers() []uint64 {
 	return t
 }
 
-// sweepAll finds the functions and decodes each once.
-func (b *builder) sweepAll() error {
+// readSlots reads which symbol each slot of the global offset table is for.
+func (b *builder) readSlots() {
 	for i := range b.f.Relocs {
 		r := &b.f.Relocs[i]
 		switch r.Type {
@@ -241,6 +265,11 @@ func (b *builder) sweepAll() error {
 			b.slots[r.Off] = "" // its resolver is a root, which covers what it can become
 		}
 	}
+}
+
+// sweepAll finds the functions and decodes each once.
+func (b *builder) sweepAll() error {
+	b.readSlots()
 	// Exact bounds first.
 	var exact []elfread.Range
 	goFuncs := b.f.GoFuncs()
@@ -445,7 +474,7 @@ func (b *builder) stub(addr uint64) (string, bool) {
 func (b *builder) sweep(goAt map[uint64]string, old []elfread.Range, oldExact []bool) error {
 	n := len(b.funcs)
 	funcs, isPLT, isGo, returns := b.out.Funcs, b.isPLT, b.isGo, b.returns
-	b.out.Funcs = make([]function, n)
+	b.out.Funcs = make([]function, n, n+1) // and dataFunc
 	b.isPLT = make([]bool, n)
 	b.isGo = make([]bool, n)
 	b.returns = make([]bool, n)

@@ -462,6 +462,11 @@ func (f *File) readDynamic(dyn Range) error {
 		f.Dynsym = symbols(d, strs)
 		f.Tables = append(f.Tables, Range{at, at + uint64(len(d))}, dyn)
 	}
+	n := 0
+	for _, d := range raw {
+		n += len(d) / 24
+	}
+	f.Relocs = make([]Reloc, 0, n)
 	for _, d := range raw {
 		for ; len(d) >= 24; d = d[24:] {
 			r := Reloc{
