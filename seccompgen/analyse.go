@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path"
 	"slices"
 	"strings"
 
@@ -187,6 +188,11 @@ func (st *store) result(ctx context.Context, r *reader, req Request) (Result, er
 	for i, p := range req.Programs {
 		first[i] = p.Path
 	}
+	for _, p := range req.Programs {
+		for _, d := range catalogue(p.Path) {
+			l.below(d, 0, func(file string) { first = append(first, file) })
+		}
+	}
 	l.prefetch(first)
 	for _, p := range req.Programs {
 		h, err := st.head(p.Path)
@@ -288,13 +294,27 @@ func (l *loader) graph(file string, extra []string) (*graph, error) {
 // parallel is how many files are analysed ahead at a time.
 const parallel = 2
 
-// prefetch analyses files side by side, the largest first, while the caller
-// goes on. Errors come back when they are asked for.
+// prefetch analyses files side by side, with what they will load and the
+// largest first, while the caller goes on. It is a guess about what will be
+// asked for; errors come back when it is.
 func (l *loader) prefetch(files []string) {
 	var todo []string
-	for _, file := range files {
-		if l.store.ahead(file) {
-			todo = append(todo, file)
+	seen := map[string]bool{}
+	for work := slices.Clone(files); len(work) > 0 && len(seen) < maxModules; {
+		file := work[0]
+		work = work[1:]
+		if seen[file] || !l.store.ahead(file) {
+			continue
+		}
+		seen[file] = true
+		todo = append(todo, file)
+		for _, need := range l.store.needs(file) {
+			for _, d := range l.dirs {
+				if p, _, ok := l.r.regular(path.Join(d, need)); ok && !strings.Contains(need, "/") {
+					work = append(work, p)
+					break
+				}
+			}
 		}
 	}
 	slices.SortStableFunc(todo, func(a, b string) int { return cmp.Compare(l.r.size[b], l.r.size[a]) })

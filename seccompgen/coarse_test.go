@@ -50,7 +50,11 @@ func TestCoarseAgreesWithWhole(t *testing.T) {
 			info, _ := f.Stat()
 			ef, err := elfread.Read(f, info.Size())
 			f.Close()
-			if err != nil || ef.Machine != elf.EM_X86_64 {
+			if err != nil {
+				continue
+			}
+			defer ef.Close()
+			if ef.Machine != elf.EM_X86_64 {
 				continue
 			}
 			known := map[string][]location{"syscall": {reg(x86.RDI)}}

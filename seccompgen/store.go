@@ -52,12 +52,28 @@ func newStore(r *reader, cache Cache, known map[string][]location) *store {
 	}
 }
 
-// ahead tells whether a file is still to be started.
+// ahead tells whether a file is still to be started, and that it now is.
 func (s *store) ahead(file string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := s.mem[file]
-	return e == nil || !e.started
+	if e == nil {
+		e = &entry{}
+		s.mem[file] = e
+	}
+	was := e.started
+	e.started = true
+	return !was
+}
+
+// needs lists what a file names, for reading ahead.
+func (s *store) needs(file string) []string {
+	f, err := s.r.root.Open(file)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	return elfread.Needs(f, f.Info.Size())
 }
 
 // start analyses a file in the background.
@@ -137,13 +153,22 @@ func (s *store) analyse(ctx context.Context, file string) (sum *summary, err err
 	// The content decides; who it was last time is remembered by identity.
 	idKey := "id " + version + " " + identity("", &f.Stat)
 	digest := ""
-	read := sync.OnceValues(func() (*elfread.File, error) { return elfread.Read(f, size) })
+	var ef *elfread.File
+	read := sync.OnceValue(func() (err error) {
+		ef, err = elfread.Read(f, size)
+		return err
+	})
+	defer func() {
+		if ef != nil {
+			ef.Close()
+		}
+	}()
 	if b, ok := s.cache.Get(idKey); ok {
 		digest = string(b)
 	} else {
 		var ahead sync.WaitGroup
 		if size >= readAhead {
-			ahead.Go(func() { _, _ = read() })
+			ahead.Go(func() { _ = read() })
 		}
 		h := sha256.New()
 		_, err := io.Copy(h, io.NewSectionReader(f, 0, size))
@@ -169,8 +194,7 @@ func (s *store) analyse(ctx context.Context, file string) (sum *summary, err err
 		return nil, &NotProgram{file, fmt.Errorf("%s: %w", goarch(h.Machine, h.Class), errMachine),
 			"programs for amd64 are analysed; set syscalls to audit for this container, or use an amd64 image"}
 	}
-	ef, err := read()
-	if err != nil {
+	if err := read(); err != nil {
 		return nil, &NotProgram{file, err, "check that the file is whole"}
 	}
 	sum, err = analyser(ctx, ef, s.known)

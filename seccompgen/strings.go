@@ -1,7 +1,9 @@
 package seccompgen
 
 import (
+	"bytes"
 	"debug/elf"
+	"maps"
 	"slices"
 	"strings"
 )
@@ -21,40 +23,73 @@ func (b *builder) strings() {
 		if s.Flags&elf.PF_X != 0 && len(b.f.Segments) > 1 {
 			continue
 		}
-		for p := 0; p < len(s.Data); {
-			if a := s.Addr + uint64(p); a >= b.f.Strtab.Lo && a < b.f.Strtab.Hi {
-				p = int(b.f.Strtab.Hi - s.Addr) // names of symbols, not strings of the program
-				continue
+		lo, hi := b.f.Strtab.Lo, b.f.Strtab.Hi // names of symbols, not strings of the program
+		n := uint64(len(s.Data))
+		if lo < s.Addr || lo-s.Addr >= n || hi < lo {
+			pathStrings(s.Data, seen)
+			if looksUp {
+				identifiers(s.Data, names)
 			}
-			end := p
-			for end < len(s.Data) && s.Data[end] > 0x20 && s.Data[end] < 0x7f {
-				end++
-			}
-			d := s.Data[p:end]
-			whole := end < len(s.Data) && s.Data[end] == 0
-			p = end + 1
-			if !whole || len(d) < 3 || len(d) > maxStringLen {
-				continue
-			}
-			switch {
-			case d[0] == '/' || d[0] == 'l' && d[1] == 'i' && d[2] == 'b':
-				t := string(d)
-				if len(seen) < maxStrings && !strings.Contains(t, "%") && (d[0] == '/' || strings.Contains(t, ".so") && !strings.Contains(t, "/")) {
-					seen[t] = true
-				}
-			case looksUp && len(names) < maxStrings && len(d) < 64 && identifier(d):
-				names[string(d)] = true
+			continue
+		}
+		for _, d := range [][]byte{s.Data[:lo-s.Addr], s.Data[min(n, hi-s.Addr):]} {
+			pathStrings(d, seen)
+			if looksUp {
+				identifiers(d, names)
 			}
 		}
 	}
-	for t := range names {
-		b.out.Names = append(b.out.Names, t)
+	b.out.Names = slices.Sorted(maps.Keys(names))
+	b.out.Strings = slices.Sorted(maps.Keys(seen))
+}
+
+func printable(c byte) bool { return c > 0x20 && c < 0x7f }
+
+// pathStrings finds the strings that begin like a path or the name of a library.
+func pathStrings(data []byte, seen map[string]bool) {
+	for _, begin := range []string{"/", "lib"} {
+		pat := []byte(begin)
+		for p := 0; len(seen) < maxStrings; {
+			k := bytes.Index(data[p:], pat)
+			if k < 0 {
+				break
+			}
+			p += k + 1
+			if p > 1 && printable(data[p-2]) {
+				continue
+			}
+			d := data[p-1:]
+			end := 1
+			for end < len(d) && end <= maxStringLen && printable(d[end]) {
+				end++
+			}
+			if end >= len(d) || d[end] != 0 || end < 3 || end > maxStringLen {
+				continue
+			}
+			t := string(d[:end])
+			if !strings.Contains(t, "%") && (t[0] == '/' || strings.Contains(t, ".so") && !strings.Contains(t, "/")) {
+				seen[t] = true
+			}
+		}
 	}
-	slices.Sort(b.out.Names)
-	for t := range seen {
-		b.out.Strings = append(b.out.Strings, t)
+}
+
+// identifiers finds the strings that could be names of functions.
+func identifiers(data []byte, names map[string]bool) {
+	for p := 0; p < len(data) && len(names) < maxStrings; {
+		if !printable(data[p]) {
+			p++
+			continue
+		}
+		end := p
+		for end < len(data) && printable(data[end]) {
+			end++
+		}
+		if d := data[p:end]; end < len(data) && data[end] == 0 && len(d) >= 3 && len(d) < 64 && identifier(d) {
+			names[string(d)] = true
+		}
+		p = end + 1
 	}
-	slices.Sort(b.out.Strings)
 }
 
 func identifier(d []byte) bool {

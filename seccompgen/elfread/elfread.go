@@ -105,6 +105,19 @@ type File struct {
 	sections []elf.Section64
 	shnames  []byte
 	ehHdr    uint64
+	mapped   [][]byte
+}
+
+// mapFrom is from how many bytes on a segment is kept outside the heap.
+const mapFrom = 1 << 20
+
+// Close gives the memory of the segments back; nothing of them may be used any
+// more. Strings remain.
+func (f *File) Close() {
+	for _, b := range f.mapped {
+		free(b)
+	}
+	f.mapped, f.Segments = nil, nil
 }
 
 type reader struct {
@@ -137,11 +150,16 @@ func Header(src io.ReaderAt, size int64) (*File, error) {
 	return f, nil
 }
 
-// Read reads a 64-bit little-endian file.
+// Read reads a 64-bit little-endian file. Close it when done.
 func Read(src io.ReaderAt, size int64) (f *File, err error) {
+	var opened *File
 	defer func() {
 		if v := recover(); v != nil {
-			f, err = nil, fmt.Errorf("read ELF file: %v", v)
+			err = fmt.Errorf("read ELF file: %v", v)
+		}
+		if err != nil && opened != nil {
+			opened.Close()
+			f = nil
 		}
 	}()
 	if size > MaxFile {
@@ -151,6 +169,7 @@ func Read(src io.ReaderAt, size int64) (f *File, err error) {
 	if err != nil {
 		return nil, err
 	}
+	opened = f
 	r := reader{src, size}
 	h, err := r.at(0, 64)
 	if err != nil {
@@ -187,7 +206,7 @@ func Read(src io.ReaderAt, size int64) (f *File, err error) {
 			if p.Vaddr > 1<<62 || p.Memsz > 1<<62 {
 				return nil, errors.New("read segments: address out of range")
 			}
-			data, err := r.at(p.Off, n)
+			data, err := f.segment(r, p.Off, n)
 			if err != nil {
 				return nil, fmt.Errorf("read segment at %#x: %w", p.Vaddr, err)
 			}
@@ -229,6 +248,21 @@ func Read(src io.ReaderAt, size int64) (f *File, err error) {
 	f.readFrames()
 	f.findPCLn()
 	return f, nil
+}
+
+// segment reads n bytes at off.
+func (f *File) segment(r reader, off, n uint64) ([]byte, error) {
+	if off > uint64(r.size) || n > uint64(r.size)-off {
+		return nil, io.ErrUnexpectedEOF
+	}
+	b, mapped := space(n)
+	if mapped {
+		f.mapped = append(f.mapped, b)
+	}
+	if _, err := r.r.ReadAt(b, int64(off)); err != nil {
+		return nil, err
+	}
+	return b, nil
 }
 
 // narrow keeps the parts of an executable segment that section headers call

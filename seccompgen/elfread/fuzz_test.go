@@ -1,9 +1,56 @@
 package elfread
 
 import (
+	"bytes"
 	"encoding/binary"
+	"os"
+	"slices"
 	"testing"
 )
+
+func TestNeedsIsWhatReadFinds(t *testing.T) {
+	for _, file := range []string{"/bin/bash", "/bin/ls", "/lib/x86_64-linux-gnu/libcrypto.so.3", "/lib/x86_64-linux-gnu/libc.so.6"} {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			continue
+		}
+		f, err := Read(bytes.NewReader(b), int64(len(b)))
+		if err != nil {
+			continue // not of this machine
+		}
+		defer f.Close()
+		if got := Needs(bytes.NewReader(b), int64(len(b))); !slices.Equal(got, f.Needed) {
+			t.Errorf("%s: %v, want %v", file, got, f.Needed)
+		}
+	}
+}
+
+func FuzzNeeds(f *testing.F) {
+	var b [64 + 2*56 + 3*16 + 8]byte
+	copy(b[:], "\x7fELF\x02\x01\x01")
+	le := binary.LittleEndian
+	le.PutUint64(b[32:], 64)
+	le.PutUint16(b[54:], 56)
+	le.PutUint16(b[56:], 2)
+	le.PutUint32(b[64:], 1) // PT_LOAD of everything
+	le.PutUint64(b[64+32:], uint64(len(b)))
+	le.PutUint32(b[120:], 2) // PT_DYNAMIC
+	le.PutUint64(b[120+8:], 176)
+	le.PutUint64(b[120+32:], 48)
+	for i, v := range []uint64{1, 1, 5, 224, 10, 8} { // NEEDED, STRTAB, STRSZ
+		le.PutUint64(b[176+8*i:], v)
+	}
+	copy(b[225:], "libx")
+	f.Add(b[:])
+	if got := Needs(bytes.NewReader(b[:]), int64(len(b))); !slices.Equal(got, []string{"libx"}) {
+		f.Fatalf("%q", got)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if got := Needs(bytes.NewReader(data), int64(len(data))); len(got) > len(data) {
+			t.Fatalf("%d names from %d bytes", len(got), len(data))
+		}
+	})
+}
 
 func FuzzFrames(f *testing.F) {
 	f.Add([]byte{
