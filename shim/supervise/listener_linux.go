@@ -120,15 +120,40 @@ func (l *listener) with(f func(fd int) error) error {
 	return inner
 }
 
+// hot is how long a listener waits in the kernel for the next notification
+// after one, rather than in the poller: a container that executes one program
+// after the other is then answered on the processor it runs on, without waking
+// another (SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP, since Linux 6.6, does not reach
+// through epoll). At most lingering listeners hold a thread for it.
+const hot = 10 * time.Millisecond
+
+var lingering = make(chan struct{}, 4)
+
+func (l *listener) linger() {
+	select {
+	case lingering <- struct{}{}:
+	default:
+		return
+	}
+	l.raw.Control(func(fd uintptr) {
+		unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(hot/time.Millisecond))
+	})
+	<-lingering
+}
+
 var errHangup = errors.New("nobody uses the filter any more")
 
 // run serves until the last process with the filter is gone (nil), or until
 // the listener is told to stop.
 func (l *listener) run() error {
 	failures := 0
+	var last time.Time
 	for {
-		slot := -1
+		slot, more := -1, false
 		var recvErr error
+		if time.Since(last) < hot {
+			l.linger()
+		}
 		err := l.raw.Read(func(fd uintptr) bool {
 			// RECV waits where there is nothing, so ask first. What was there may be
 			// gone by then (the caller was killed): ENOENT.
@@ -142,6 +167,10 @@ func (l *listener) run() error {
 				l.slots <- struct{}{}
 				slot = l.w.journal.take(l.serial)
 				recvErr = l.w.journal.Recv(int(fd), slot)
+				fds[0].Revents = 0
+				if n, err := unix.Poll(fds, 0); err != nil || n > 0 {
+					more = true
+				}
 				return true
 			case fds[0].Revents&(unix.POLLHUP|unix.POLLERR|unix.POLLNVAL) != 0:
 				recvErr = errHangup
@@ -150,9 +179,16 @@ func (l *listener) run() error {
 			return false
 		})
 		if err = errors.Join(err, recvErr); err == nil {
-			failures = 0
+			failures, last = 0, time.Now()
 			l.busy.Add(1)
-			go l.answer(slot)
+			if more {
+				go l.answer(slot)
+			} else {
+				// Nobody else waits: handing it to another thread would cost more
+				// than the answer. Whoever makes the answer slow (its memory is
+				// read) makes only its own container wait.
+				l.answer(slot)
+			}
 			continue
 		}
 		if slot >= 0 {
