@@ -12,6 +12,11 @@
 // in any file. Each file is summarised once per content and cached; so is the
 // whole answer.
 //
+// Libraries with more than 8 MiB of code (coarse.go) are not followed call by
+// call: everything that such a library imports counts as used, and its own
+// system calls are found by their bytes. That can allow more than the whole
+// analysis would, never less.
+//
 // # Guarantees
 //
 // A call that reachable code makes with a number the analysis can prove is in
