@@ -41,5 +41,8 @@ lint:
 bench: setup
 	$(GO) run ./integration/bench
 
+# The base system and images that tests and the demo built are kept here.
+CACHE ?= /var/cache/declarun-integration
+
 clean:
-	rm -rf bin
+	rm -rf bin $(CACHE)
