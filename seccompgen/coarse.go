@@ -117,6 +117,11 @@ func (b *builder) coarse() (bool, error) {
 // maxWanted bounds how many symbols are looked for in the bytes of a file.
 const maxWanted = 64
 
+// callByte are the bytes of syscall, sysenter and int 0x80.
+var callByte = [256]bool{0x0f: true, 0x05: true, 0x34: true, 0xcd: true, 0x80: true}
+
+func isCall(a, b byte) bool { return a == 0x0f && (b == 0x05 || b == 0x34) || a == 0xcd && b == 0x80 }
+
 // suspects adds the functions whose bytes in r could be a system call or refer
 // to one of want. It is false where such bytes lie outside any function.
 func (b *builder) suspects(r elfread.Range, want []uint64, exact []elfread.Range, found map[int]bool) bool {
@@ -137,23 +142,11 @@ func (b *builder) suspects(r elfread.Range, want []uint64, exact []elfread.Range
 	}
 	// Of two bytes one has an odd place.
 	for p := 1; p < len(code); p += 2 {
-		switch c := code[p]; c {
-		case 0x05, 0x34:
-			if code[p-1] == 0x0f && !hit(p-1) {
-				return false
-			}
-		case 0x80:
-			if code[p-1] == 0xcd && !hit(p-1) {
-				return false
-			}
-		case 0x0f:
-			if p+1 < len(code) && (code[p+1] == 0x05 || code[p+1] == 0x34) && !hit(p) {
-				return false
-			}
-		case 0xcd:
-			if p+1 < len(code) && code[p+1] == 0x80 && !hit(p) {
-				return false
-			}
+		if !callByte[code[p]] {
+			continue
+		}
+		if isCall(code[p-1], code[p]) && !hit(p-1) || p+1 < len(code) && isCall(code[p], code[p+1]) && !hit(p) {
+			return false
 		}
 	}
 	// A distance is the last of an instruction, but for an immediate of up to
@@ -164,11 +157,13 @@ func (b *builder) suspects(r elfread.Range, want []uint64, exact []elfread.Range
 			n++
 		}
 		lo, span := want[0]-4, want[n-1]-want[0]+4
+		from := r.Lo + 4 - lo
 		for p := 0; p+4 <= len(code); p++ {
-			a := r.Lo + uint64(p) + 4 + uint64(int64(int32(binary.LittleEndian.Uint32(code[p:]))))
-			if a-lo > span {
+			a := from + uint64(p) + uint64(int64(int32(binary.LittleEndian.Uint32(code[p:p+4:p+4]))))
+			if a > span {
 				continue
 			}
+			a += lo
 			for _, w := range want[:n] {
 				if w-a <= 4 && !hit(p) {
 					return false
