@@ -3,10 +3,12 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 GO      ?= go
 PREFIX  ?= /usr/local
 LDFLAGS  = -s -w -X github.com/declarun/declarun/shim/runtime.Version=$(VERSION)
-DEBIAN   = docker.io containerd runc debootstrap iproute2 iptables nftables libseccomp-dev gcc binutils strace curl \
-	redis-tools apache2-utils procps bsdutils util-linux
+# What the demo needs, and what tests need besides.
+DEBIAN   = docker.io containerd runc debootstrap iproute2 iptables procps util-linux
+TESTS    = nftables libseccomp-dev gcc libc6-dev binutils strace curl redis-tools apache2-utils bsdutils \
+	nginx-light redis-server memcached gosu tini busybox-static git perl openssl
 
-.PHONY: build install demo test lint bench setup clean
+.PHONY: build install demo test lint bench setup setup-test clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/declarun ./cmd/declarun
@@ -19,7 +21,7 @@ install: build
 # What tests and the demo need from Debian. Services that the packages bring
 # are not started: a policy file forbids it while they are installed.
 setup:
-	@missing=""; for p in $(DEBIAN); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
+	@missing=""; for p in $(DEBIAN) $(EXTRA); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
 	if [ -n "$$missing" ]; then \
 		echo "installing:$$missing"; \
 		had=0; [ -e /usr/sbin/policy-rc.d ] && had=1; \
@@ -31,14 +33,17 @@ setup:
 demo: setup
 	$(GO) run ./integration/demo
 
-test: setup
+setup-test:
+	@$(MAKE) --no-print-directory setup EXTRA="$(TESTS)"
+
+test: setup-test
 	DECLARUN_REQUIRE=all $(GO) test -timeout 35m ./...
 
 lint:
 	@test -z "$$(gofmt -l cmd shim seccompgen netpolicy procmap integration)" || { gofmt -l cmd shim seccompgen netpolicy procmap integration; exit 1; }
 	$(GO) vet ./...
 
-bench: setup
+bench: setup-test
 	$(GO) run ./integration/bench
 
 # The base system and images that tests and the demo built are kept here.

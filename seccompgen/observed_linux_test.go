@@ -61,7 +61,7 @@ func TestObservedIsAllowed(t *testing.T) {
 		{"dash", "-c", "echo $(ls) | cat; cd /; umask 22; test -r /etc/passwd; ulimit -a"},
 		{"getent", "passwd", "root"},
 		{"getent", "hosts", "localhost"},
-		{"getent", "ahosts", "nowhere.invalid"},
+		{"getent", "ahosts", "localhost"}, // never a name that a resolver would be asked for
 		{"curl", "--version"},
 		{"curl", "-m", "2", "http://127.0.0.1:9/"},
 		{"openssl", "genrsa", "1024"},
@@ -91,9 +91,10 @@ func TestObservedIsAllowed(t *testing.T) {
 	} {
 		t.Run(strings.Join(row, " "), func(t *testing.T) {
 			t.Parallel()
-			if _, err := exec.LookPath(row[0]); err != nil {
-				t.Skipf("not installed: %v", err)
+			if _, err := exec.LookPath(row[0]); err != nil && strings.HasPrefix(row[0], "/usr/lib/postgresql") {
+				t.Skipf("not installed: %v", err) // a whole life of it is among the integration tests
 			}
+			need.Program(t, row[0])
 			programs, seen := trace(t, strace, dir, row)
 			cache, err := seccompgen.OpenDirCache(cacheDir)
 			if err != nil {
