@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"github.com/declarun/declarun/seccompgen/elfread"
+	"github.com/declarun/declarun/shim/rootfs"
 )
 
 // version is part of every key: raise it whenever a result could change.
@@ -117,6 +118,10 @@ func (s *store) head(file string) (*elfread.File, error) {
 // its content: making the digest would take about as long as the analysis does.
 const byIdentity = 16 << 20
 
+// cacheFrom is from how many bytes on what is found out about a file is kept by
+// itself: below, finding it out again is as quick as reading it back.
+const cacheFrom = 32 << 10
+
 // readAhead is from how many bytes on a file is read while its digest is made.
 const readAhead = 1 << 20
 
@@ -154,9 +159,6 @@ func (s *store) analyse(ctx context.Context, file string) (sum *summary, err err
 	if size > elfread.MaxFile {
 		return nil, &NotProgram{file, errTooLarge, fmt.Sprintf("files up to %d bytes are analysed", elfread.MaxFile)}
 	}
-	// The content decides; who it was last time is remembered by identity.
-	idKey := "id " + version + " " + identity("", &f.Stat)
-	digest := ""
 	var ef *elfread.File
 	read := sync.OnceValue(func() (err error) {
 		ef, err = elfread.Read(f, size)
@@ -167,28 +169,18 @@ func (s *store) analyse(ctx context.Context, file string) (sum *summary, err err
 			ef.Close()
 		}
 	}()
-	if size >= byIdentity {
-		digest = idKey
-	} else if b, ok := s.cache.Get(idKey); ok {
-		digest = string(b)
-	} else {
-		var ahead sync.WaitGroup
-		if size >= readAhead {
-			ahead.Go(func() { _ = read() })
-		}
-		h := sha256.New()
-		_, err := io.Copy(h, io.NewSectionReader(f, 0, size))
-		ahead.Wait()
+	kept := s.cache != (NoCache{}) && size >= cacheFrom
+	key := ""
+	if kept {
+		digest, err := s.digest(f, func() { _ = read() })
 		if err != nil {
 			return nil, fmt.Errorf("analyse %s: %w", file, err)
 		}
-		digest = hex.EncodeToString(h.Sum(nil))
-		s.cache.Put(idKey, []byte(digest))
-	}
-	key := "module " + version + " " + digest + " " + s.knownKey()
-	if b, ok := s.cache.Get(key); ok {
-		if sum, err := decodeSummary(b); err == nil {
-			return sum, nil
+		key = "module " + version + " " + digest + " " + s.knownKey()
+		if b, ok := s.cache.Get(key); ok {
+			if sum, err := decodeSummary(b); err == nil {
+				return sum, nil
+			}
 		}
 	}
 	h, err := elfread.Header(f, size)
@@ -207,8 +199,34 @@ func (s *store) analyse(ctx context.Context, file string) (sum *summary, err err
 	if err != nil {
 		return nil, fmt.Errorf("analyse %s: %w", file, err)
 	}
-	if s.cache != (NoCache{}) {
+	if kept {
 		s.cache.Put(key, sum.encode())
 	}
 	return sum, nil
+}
+
+// digest names the content of a file. Who it was last time is remembered by
+// identity. meanwhile is done beside the reading of a larger file.
+func (s *store) digest(f *rootfs.File, meanwhile func()) (string, error) {
+	size := f.Info.Size()
+	idKey := "id " + version + " " + identity("", &f.Stat)
+	if size >= byIdentity {
+		return idKey, nil
+	}
+	if b, ok := s.cache.Get(idKey); ok {
+		return string(b), nil
+	}
+	var beside sync.WaitGroup
+	if size >= readAhead {
+		beside.Go(meanwhile)
+	}
+	h := sha256.New()
+	_, err := io.Copy(h, io.NewSectionReader(f, 0, size))
+	beside.Wait()
+	if err != nil {
+		return "", err
+	}
+	digest := hex.EncodeToString(h.Sum(nil))
+	s.cache.Put(idKey, []byte(digest))
+	return digest, nil
 }
