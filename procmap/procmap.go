@@ -53,6 +53,9 @@ type Closure struct {
 	// that any program of the image's layers may run until the container serves.
 	WideStarting       bool   `json:"wide_starting,omitempty"`
 	WideStartingReason string `json:"wide_starting_reason,omitempty"`
+	// Unrunnable is the writable mount that the declared program lies on, where
+	// nothing may be executed; empty: it does not.
+	Unrunnable string `json:"unrunnable,omitempty"`
 	// Analyse are the ELF programs of the application and the health check
 	// whose system calls count.
 	Analyse []Program `json:"analyse"`
@@ -139,8 +142,10 @@ type builder struct {
 	targets   []target
 	wide      string
 	starting  string // why any program may run while starting
-	work      int
-	runs      int
+
+	unrunnable string // the writable mount that the first program lies on
+	work       int
+	runs       int
 	// rootServes: what runs once the container serves may have root's capabilities.
 	rootServes bool
 	// accounts: a script may change the user database.
@@ -216,8 +221,17 @@ func (b *builder) allow(o *object, r *run, phase record.Phase, origins ...record
 		b.processes[k] = p
 	}
 	p.Phase = p.Phase.Widest(phase)
+	p.Loader = false
 	p.Origins = addOrigins(p.Origins, origins...)
 	return p
+}
+
+// loader enters the ELF interpreter of a program. It is not run by itself
+// unless something declared does.
+func (b *builder) loader(o *object, r *run, phase record.Phase, origin record.Origin) {
+	p := b.processes[processKey{o.path, r.identity}]
+	alone := p == nil || p.Loader
+	b.allow(o, r, phase, origin).Loader = alone
 }
 
 // analyse enters an ELF program whose calls count.
@@ -356,6 +370,7 @@ func (b *builder) closure() *Closure {
 		c.Analyse = append(c.Analyse, *p)
 	}
 	slices.SortFunc(c.Analyse, func(x, y Program) int { return strings.Compare(x.Path, y.Path) })
+	c.Unrunnable = b.unrunnable
 	if b.wide != "" {
 		c.Wide, c.WideReason = true, b.wide
 	}

@@ -192,6 +192,9 @@ func (b *builder) notFound(r *run) {
 func (b *builder) object(o *object, r *run) error {
 	if o.mount != nil && !o.mount.runnable() {
 		b.note(record.Processes, "%s is on the writable mount %s, where nothing may be executed: mount it read-only, or say exec", o.path, o.mount.dest)
+		if r.first {
+			b.unrunnable = o.mount.dest
+		}
 		return nil
 	}
 	f, err := b.view.open(o)
@@ -429,7 +432,7 @@ func (b *builder) enter(o *object, f io.ReaderAt, r *run, phase, calls record.Ph
 		b.note(record.Processes, "%s: its ELF interpreter %s is not in the image", o.path, p.Interpreter)
 		return p, nil
 	}
-	b.allow(li, r, phase, record.Origin{Source: record.FromFile, At: o.path, Text: "ELF interpreter of " + o.path})
+	b.loader(li, r, phase, record.Origin{Source: record.FromFile, At: o.path, Text: "ELF interpreter of " + o.path})
 	return p, nil
 }
 

@@ -21,6 +21,7 @@ type entry struct {
 	paths                      []string // more than one: hard links
 	application, health        Grant
 	interpreter, healthInterpr Grant
+	next                       *entry // what interprets it, among the image's files
 }
 
 type container struct {
@@ -418,7 +419,7 @@ func (c *container) resolve() error {
 		health   bool
 	}{{c.Application, false}, {c.HealthCheck, true}} {
 		for _, p := range list.programs {
-			if err := c.admit(p, list.health, 0); err != nil {
+			if _, err := c.admit(p, list.health, 0); err != nil {
 				return err
 			}
 		}
@@ -427,22 +428,23 @@ func (c *container) resolve() error {
 }
 
 // admit enters one program, and at depth+1 its interpreter. A path that does not
-// exist, or lies on another mount, is none of the image's files: nothing to allow.
-func (c *container) admit(p Program, health bool, depth int) error {
+// exist, or lies on another mount, is none of the image's files: nothing to allow, and
+// no entry.
+func (c *container) admit(p Program, health bool, depth int) (*entry, error) {
 	fd, err := c.open(p.Path)
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.EXDEV), errors.Is(err, unix.ELOOP):
-		return nil
+		return nil, nil
 	case err != nil:
-		return fmt.Errorf("open program %s: %w", p.Path, err)
+		return nil, fmt.Errorf("open program %s: %w", p.Path, err)
 	}
 	defer unix.Close(fd)
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return fmt.Errorf("stat program %s: %w", p.Path, err)
+		return nil, fmt.Errorf("stat program %s: %w", p.Path, err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return nil
+		return nil, nil
 	}
 	e := c.entries[object{st.Dev, st.Ino}]
 	if e == nil {
@@ -458,27 +460,28 @@ func (c *container) admit(p Program, health bool, depth int) error {
 	}
 	slot := &e.application
 	switch {
-	case depth > 0 && health:
+	case (depth > 0 || p.Loader) && health:
 		slot = &e.healthInterpr
-	case depth > 0:
+	case depth > 0 || p.Loader:
 		slot = &e.interpreter
 	case health:
 		slot = &e.health
 	}
 	*slot = slot.or(p.Starting)
 	if depth == 5 { // as deep as the kernel goes
-		return nil
+		return e, nil
 	}
 	f, err := os.OpenFile(proc(fd), os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if err != nil {
-		return fmt.Errorf("read program %s: %w", p.Path, err)
+		return nil, fmt.Errorf("read program %s: %w", p.Path, err)
 	}
 	interp := interpreterOf(f)
 	f.Close()
 	if interp == "" {
-		return nil
+		return e, nil
 	}
-	return c.admit(Program{Path: interp, Starting: p.Starting}, health, depth+1)
+	e.next, err = c.admit(Program{Path: interp, Starting: p.Starting}, health, depth+1)
+	return e, err
 }
 
 // open opens what the container finds at name on its root mount (O_PATH). EXDEV:
@@ -632,6 +635,7 @@ func (g *Guard) describe(c *container, e *Exec, fd int) bool {
 	if en != nil {
 		e.Application, e.HealthCheck = en.application, en.health
 		e.Interpreter, e.HealthInterpreter = en.interpreter, en.healthInterpr
+		e.Interpreted = en.next != nil && en.next.application != always
 	}
 	switch {
 	case fs.Flags&unix.ST_NOEXEC != 0:

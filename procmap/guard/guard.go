@@ -24,9 +24,9 @@
 //     somebody reads again, executions wait (killable).
 //   - memfd_create (vm.memfd_noexec closes it), files on mounts that are not
 //     marked (noexec closes it), code that a permitted program maps or
-//     interprets: "sh file", "ld.so /usr/bin/x". The ELF interpreter of a
-//     permitted program is necessarily permitted when the kernel opens it;
-//     only Allowed, which knows what was asked for, tells the two apart.
+//     interprets: "sh file", and "ld.so /usr/bin/x" where the plan has ld.so run
+//     by itself. Where it is only the interpreter of permitted programs, it is
+//     refused to whoever asks for it (Exec.Direct).
 //   - Where the root is a bare directory the mark is on its mount: a new mount
 //     namespace has mounts without marks (measured, 6.18), so unshare, setns
 //     and mount must be refused by other means. Files of a bare directory that
@@ -53,6 +53,8 @@ type Program struct {
 	Path string // in the container, free of symbolic links
 	// Starting programs are refused once the container serves.
 	Starting bool
+	// Loader: only needed to execute others, not run by itself.
+	Loader bool
 }
 
 // Mount is a mount of the container other than its root.
@@ -161,9 +163,15 @@ type Exec struct {
 	// application's (or health check's) list needs it to be executed: its ELF
 	// interpreter, or what its first line names.
 	Interpreter, HealthInterpreter Grant
+	// Interpreted: the kernel opens another file to execute this one, which the
+	// application may not execute by itself.
+	Interpreted bool
 	// Image-wide grant of the application.
 	Wide Grant
-	// Direct is set by Allowed: this file itself was asked for.
+	// Direct: this file itself was asked for, and not by the kernel on behalf of
+	// another. Allowed sets it. In an event it is for who decides to set: the
+	// first event of an execve is about the file that was asked for. That the first
+	// event is not missing because the kernel answered it is what Judge sees to.
 	Direct bool
 	// Serving is what Guard.Serving was told.
 	Serving bool
@@ -207,7 +215,9 @@ func Judge(e Exec, who Who) Decision {
 	return Decision{
 		Allow:  true,
 		Reason: reason,
-		Cache:  e.Place == Image && (e.Application == always || e.Interpreter == always || e.Wide == always),
+		// Of a file with an interpreter, and of the interpreter, events have to
+		// come: without the former, the latter would be the first of its execve.
+		Cache: e.Place == Image && (e.Wide == always || e.Application == always && !e.Interpreted),
 	}
 }
 

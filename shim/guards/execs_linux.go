@@ -123,7 +123,7 @@ func (x *Execs) Watch(t supervise.Target) error {
 	}
 	defer closeAll(trees)
 	for _, p := range t.Plan.Processes {
-		program := guard.Program{Path: p.Path, Starting: p.Phase == record.Starting}
+		program := guard.Program{Path: p.Path, Starting: p.Phase == record.Starting, Loader: p.Loader}
 		if p.Identity == record.HealthCheck {
 			c.HealthCheck = append(c.HealthCheck, program)
 		} else {
@@ -229,10 +229,12 @@ func (x *Execs) Forget(token string) {
 
 // Allowed implements supervise.ExecGuard.
 func (x *Execs) Allowed(token string, file *os.File, id record.Identity, phase record.Phase) (supervise.Permission, string) {
-	d, _, known := x.guard.Allowed(token, file, guard.Who{Identity: id, Phase: phase, Mode: record.Enforce})
+	d, e, known := x.guard.Allowed(token, file, guard.Who{Identity: id, Phase: phase, Mode: record.Enforce})
 	switch {
 	case !known:
 		return supervise.Unsure, d.Reason
+	case d.Allow && e.Place == guard.ReadOnlyMount:
+		return supervise.Unwatched, d.Reason
 	case d.Allow:
 		return supervise.Permitted, d.Reason
 	}
@@ -263,6 +265,7 @@ func (x *Execs) Run(ctx context.Context, look supervise.Lookup) error {
 	}
 	return x.guard.Run(ctx, func(e guard.Exec) guard.Decision {
 		by := look.Executed(e.ContainerID, e.TID)
+		e.Direct = by.Opened != nil && by.Opened.Add(1) == 1
 		d := guard.Judge(e, guard.Who{Identity: by.Identity, Phase: by.Phase, Mode: by.Mode})
 		if d.Verdict == record.Denied || d.Verdict == record.Observed {
 			look.Report(e.ContainerID, record.Event{

@@ -78,7 +78,10 @@ type Process struct {
 	// Main is true for the programs that serve, as opposed to their helpers.
 	Main bool `json:"main,omitempty"`
 	// Mounted is true when an operator's mount provides the file, and not the image.
-	Mounted bool            `json:"mounted,omitempty"`
+	Mounted bool `json:"mounted,omitempty"`
+	// Loader is true for an ELF interpreter that is only needed to execute other
+	// programs: whoever may run it by itself may run everything that can be read.
+	Loader  bool            `json:"loader,omitempty"`
 	Origins []record.Origin `json:"origins"`
 }
 

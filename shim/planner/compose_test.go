@@ -1,7 +1,9 @@
 package planner
 
 import (
+	"errors"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/declarun/declarun/procmap"
@@ -114,5 +116,27 @@ func TestPrivilegedTable(t *testing.T) {
 		if _, ok := privileged[name]; ok {
 			t.Errorf("%s can succeed without a capability", name)
 		}
+	}
+}
+
+func TestUnrunnable(t *testing.T) {
+	d := &declared.Declared{Process: declared.Process{Args: []string{"/e.sh"}}, Image: declared.Image{Known: true}}
+	c := &procmap.Closure{Unrunnable: "/e.sh"}
+	modes := map[record.Dimension]record.Mode{record.Processes: record.Enforce}
+	var e *UnrunnableError
+	if err := unrunnable(c, d, modes); !errors.As(err, &e) || !strings.Contains(e.Remedy(), "/e.sh:ro") || !strings.Contains(e.Remedy(), "io.declarun.exec=/e.sh") {
+		t.Errorf("%v", err)
+	}
+	if err := unrunnable(&procmap.Closure{}, d, modes); err != nil {
+		t.Error(err)
+	}
+	modes[record.Processes] = record.Audit
+	if err := unrunnable(c, d, modes); err != nil {
+		t.Errorf("nothing is refused in mode audit: %v", err)
+	}
+	modes[record.Processes] = record.Enforce
+	d.Image.Known = false
+	if err := unrunnable(c, d, modes); err != nil {
+		t.Errorf("a bundle's mounts are taken at their word: %v", err)
 	}
 }

@@ -199,6 +199,9 @@ func (p *Planner) plan(ctx context.Context, cfg *site.Config, d *declared.Declar
 		return nil, fmt.Errorf("work out which programs run: %w", err)
 	}
 	f.notes = append(f.notes, f.closure.Notes...)
+	if err := unrunnable(f.closure, d, modes); err != nil {
+		return nil, err
+	}
 	if engine != nil {
 		if f.engine, err = filter.AllowedBy(engine); err != nil {
 			return nil, fmt.Errorf("read the engine's seccomp profile: %w", err)
@@ -225,6 +228,27 @@ func (p *Planner) plan(ctx context.Context, cfg *site.Config, d *declared.Declar
 	}
 	out.plan.Notes = append(out.plan.Notes, netpolicy.CapabilityNotes(out.plan.Capabilities)...)
 	return out, nil
+}
+
+// UnrunnableError is the declared program's when it lies on a mount on which
+// nothing may be executed. runc would say "permission denied", and no more.
+type UnrunnableError struct{ Program, Mount string }
+
+func (e *UnrunnableError) Error() string {
+	return fmt.Sprintf("run %s: it is on the writable mount %s, where nothing may be executed", e.Program, e.Mount)
+}
+
+// Remedy says what to do about it.
+func (e *UnrunnableError) Remedy() string {
+	return fmt.Sprintf("mount it read-only (-v …:%s:ro), or start with --label %s=%s", e.Mount, declared.ExecKey, e.Mount)
+}
+
+// unrunnable: where mounts are not restricted, nothing stops it (bundle.FromPlan).
+func unrunnable(c *procmap.Closure, d *declared.Declared, modes map[record.Dimension]record.Mode) error {
+	if c.Unrunnable == "" || modes[record.Processes] != record.Enforce || !d.Image.Known && !d.ReadonlyRoot {
+		return nil
+	}
+	return &UnrunnableError{Program: d.Process.Args[0], Mount: c.Unrunnable}
 }
 
 func (p *Planner) calls(ctx context.Context, root *rootfs.Root, d *declared.Declared, c *procmap.Closure) (*seccompgen.Result, error) {

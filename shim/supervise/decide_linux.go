@@ -7,6 +7,7 @@ import (
 	"path"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -151,15 +152,18 @@ func (w *Worker) decideExec(l *listener, n *notification, name string, by filter
 			w.report(c, e)
 		}
 	}
-	executed := Executed{Token: c.token, Identity: by.Identity, Phase: by.Phase, Path: object, Argv: x.argv}
+	executed := Executed{Token: c.token, Identity: by.Identity, Phase: by.Phase, Path: object, Argv: x.argv, Opened: new(atomic.Int32)}
 	if !w.tids.put(int(n.PID), executed, func() bool { return l.valid(n.ID) }) {
 		return refuse(unix.EPERM)
 	}
 
 	mode := c.mode(record.Processes)
 	if mode != record.Off && !(by.BeforeExec && !first) {
-		errno, reason, permitted := w.judgeExec(c, &x, target, by)
-		if permitted && by == (filter.Caller{Identity: known.id, Phase: known.phase, Mode: by.Mode}) {
+		errno, reason, permission := w.judgeExec(c, &x, target, by)
+		if permission == Unwatched { // there is no event about it: the first is about its interpreter
+			executed.Opened.Store(1)
+		}
+		if permission == Permitted && by == (filter.Caller{Identity: known.id, Phase: known.phase, Mode: by.Mode}) {
 			c.permitted.add(known)
 		}
 		if errno != 0 {
@@ -188,24 +192,25 @@ func (w *Worker) decideExec(l *listener, n *notification, name string, by filter
 
 // judgeExec gives an errno only where it is certain that the execution is
 // refused by what decides on it later.
-func (w *Worker) judgeExec(c *container, x *execution, t *target, by filter.Caller) (errno unix.Errno, reason string, permitted bool) {
+func (w *Worker) judgeExec(c *container, x *execution, t *target, by filter.Caller) (errno unix.Errno, reason string, p Permission) {
 	if x.memfd {
-		return unix.EACCES, "a file in memory is nobody's declared program", false
+		return unix.EACCES, "a file in memory is nobody's declared program", Forbidden
 	}
 	if t == nil || !t.regular || t.mode&0o111 == 0 {
-		return 0, "", false // the kernel knows: ENOENT, EACCES, a magic link…
+		return 0, "", Unsure // the kernel knows: ENOENT, EACCES, a magic link…
 	}
-	allowed := Unsure
 	if w.o.Guard != nil {
-		allowed, reason = w.o.Guard.Allowed(c.token, t.file, by.Identity, by.Phase)
+		p, reason = w.o.Guard.Allowed(c.token, t.file, by.Identity, by.Phase)
 	}
 	switch {
 	case t.noexec && c.mode(record.Processes) == record.Enforce:
-		return unix.EACCES, "on a noexec mount", false
-	case allowed == Forbidden:
-		return unix.EPERM, reason, false
+		return unix.EACCES, "on a noexec mount", Forbidden
+	case p == Forbidden:
+		return unix.EPERM, reason, p
+	case t.noexec || p == Permitted && (t.own || !path.IsAbs(x.path)):
+		return 0, "", Unsure // not for whoever looks it up by this path next
 	}
-	return 0, "", allowed == Permitted && !t.noexec && path.IsAbs(x.path)
+	return 0, "", p
 }
 
 // permitted remembers for a moment which paths led to a permitted program.

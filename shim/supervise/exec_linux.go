@@ -134,6 +134,7 @@ type target struct {
 	mode    uint32
 	regular bool
 	noexec  bool // it lies on a noexec mount
+	own     bool // it is this thread's: the same path is another file to others
 }
 
 func (t *target) Close() { t.file.Close() }
@@ -143,10 +144,20 @@ var errUnsure = errors.New("cannot tell what is executed")
 // resolve looks a path up as the thread would. Whatever is not plain (a changed
 // root, magic links, procfs) is errUnsure: then others decide.
 func (x *execution) resolve() (*target, error) {
-	if x.path == "" || x.tid == 0 || strings.IndexByte(x.path, 0) >= 0 {
+	proc := fmt.Sprintf("/proc/%d/", x.tid)
+	if x.tid == 0 || strings.IndexByte(x.path, 0) >= 0 {
 		return nil, errUnsure
 	}
-	proc := fmt.Sprintf("/proc/%d/", x.tid)
+	other := strings.HasPrefix(x.path, "/proc/") && !strings.HasPrefix(x.path, "/proc/self/") && !strings.HasPrefix(x.path, "/proc/thread-self/")
+	if fd, ok := x.descriptor(); ok && !other {
+		return opened(proc + "fd/" + strconv.Itoa(fd))
+	}
+	switch x.path {
+	case "":
+		return nil, errUnsure
+	case "/proc/self/exe", "/proc/thread-self/exe":
+		return opened(proc + "exe")
+	}
 	if root, err := os.Readlink(proc + "root"); err != nil || root != "/" {
 		return nil, errUnsure // chroot: paths have another meaning
 	}
@@ -182,7 +193,26 @@ func (x *execution) resolve() (*target, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errUnsure, err)
 	}
-	t := &target{file: os.NewFile(uintptr(fd), x.path), path: path.Clean("/" + rel)}
+	return targetOf(fd, path.Clean("/"+rel))
+}
+
+// opened gives the file that a magic link of the thread leads to. Nothing is
+// read from it.
+func opened(link string) (*target, error) {
+	fd, err := unix.Open(link, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errUnsure, err)
+	}
+	t, err := targetOf(fd, link)
+	if err == nil {
+		t.own = true
+	}
+	return t, err
+}
+
+// targetOf takes fd over. name is used where the kernel has none.
+func targetOf(fd int, name string) (*target, error) {
+	t := &target{file: os.NewFile(uintptr(fd), name), path: name}
 	var st unix.Stat_t
 	var fs unix.Statfs_t
 	if unix.Fstat(fd, &st) != nil || unix.Fstatfs(fd, &fs) != nil || fs.Type == unix.PROC_SUPER_MAGIC {

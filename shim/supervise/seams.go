@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"os"
+	"sync/atomic"
 
 	"github.com/declarun/declarun/seccompgen/filter"
 	"github.com/declarun/declarun/shim/plan"
@@ -56,6 +57,7 @@ const (
 	Unsure    Permission = iota // fanotify decides
 	Permitted                   // by this list; fanotify has the last word all the same
 	Forbidden                   // for certain, whatever happens to the path meanwhile
+	Unwatched                   // permitted where it lies, and fanotify is not asked about it
 )
 
 // Target is a container that guards are set on.
@@ -82,6 +84,10 @@ type Executed struct {
 	Mode     record.Mode // of processes
 	Path     string      // as the caller gave it: advisory
 	Argv     []string    // advisory
+	// Opened counts the events of this execve, for the guard to do: the first is
+	// about the file that was asked for, the next about what the kernel needs to
+	// execute it. nil: not known.
+	Opened *atomic.Int32
 	// Running is true once the container's own first program was executed: what
 	// was done before was the runtime's.
 	Running bool
