@@ -309,6 +309,8 @@ type warden struct {
 	seen  []Exec
 	who   Who
 	panic bool
+	// asked: threads of which the file they asked for was seen; nil: do not tell.
+	asked map[int]bool
 }
 
 func guarded(t testing.TB) *warden {
@@ -339,6 +341,10 @@ func (w *warden) start(t testing.TB) {
 func (w *warden) decide(e Exec) Decision {
 	w.mu.Lock()
 	who, p := w.who, w.panic
+	if w.asked != nil { // every inmate executes once
+		e.Direct = !w.asked[e.TID]
+		w.asked[e.TID] = true
+	}
 	seen := e
 	seen.File = nil
 	w.seen = append(w.seen, seen)
@@ -407,7 +413,19 @@ func TestGuardOverlay(t *testing.T) {
 	want(t, "the engine's own mount of the root is guarded too", inside(t, j.merged, "exec", "/bin/cat"), refused)
 
 	// The ELF interpreter is permitted: programs need it. What it maps raises no event.
-	want(t, "ld.so runs any program of the image (a documented hole)", j.do(t, "exec", loader(t), "/bin/false"), 1)
+	want(t, "ld.so runs any program of the image, if nobody tells who asked for it", j.do(t, "exec", loader(t), "/bin/false"), 1)
+	w.mu.Lock()
+	w.asked = map[int]bool{}
+	w.mu.Unlock()
+	want(t, "the first event of an execution is about what was asked for: ld.so is refused", j.do(t, "exec", loader(t), "/bin/false"), refused)
+	want(t, "also by its descriptor", j.do(t, "execveat", loader(t), "/bin/false"), refused)
+	for range 3 { // never answered by the kernel in place of the first
+		want(t, "and the interpreter of what the plan has", j.do(t, "exec", "/bin/true"), 0)
+		want(t, "also twice removed", j.do(t, "exec", "/bin/script"), 0)
+	}
+	w.mu.Lock()
+	w.asked = nil
+	w.mu.Unlock()
 	f := openPath(t, j.root+loader(t))
 	defer f.Close()
 	if d, _, known := w.Allowed("c", f, w.who); !known || d.Allow {
