@@ -8,6 +8,7 @@ import (
 	"log"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -77,7 +78,7 @@ func (n *Nets) Apply(t supervise.Target) error {
 	if err != nil {
 		return fmt.Errorf("find network namespace: %w", err)
 	}
-	rules := netpolicy.Rules(t.Plan.Network, netpolicy.Options{Mode: mode, Resolvers: extra.Resolvers, Search: extra.Search})
+	rules := netpolicy.Rules(t.Plan.Network, netpolicy.Options{Mode: mode, Resolvers: withEmbedded(extra.Resolvers), Search: extra.Search})
 	var table *netpolicy.Table
 	repaired := false
 	if t.Adopted {
@@ -123,6 +124,21 @@ func (n *Nets) Apply(t supervise.Target) error {
 		n.queue(t.Token, netpolicy.Refusal{Problem: errors.New("the network rules were gone or changed and have been restored")})
 	}
 	return nil
+}
+
+// embedded is where Docker answers on networks other than the default one
+// (moby libnetwork/sandbox_dns_unix.go).
+var embedded = netip.MustParseAddrPort("127.0.0.11:53")
+
+// withEmbedded adds Docker's embedded resolver: Docker writes it into the
+// container's resolv.conf only after that was read, in a hook of its own or when
+// the container has been created. Where there is none nothing is opened by it: it
+// is on loopback, and only answers from behind a redirection are believed.
+func withEmbedded(resolvers []netip.AddrPort) []netip.AddrPort {
+	if slices.Contains(resolvers, embedded) {
+		return resolvers
+	}
+	return append([]netip.AddrPort{embedded}, resolvers...)
 }
 
 func (n *Nets) queue(token string, r netpolicy.Refusal) {
