@@ -140,8 +140,7 @@ func (x *Execs) Watch(t supervise.Target) error {
 	case errors.Is(err, guard.ErrSharedMount):
 		// The operator gave it the host's mounts. What it executes is still
 		// refused by what was asked for, but not by file.
-		log.Printf("declarund: container %s: executions are not guarded by file: %v", t.Key.ID, err)
-		return nil
+		return &supervise.WeakerError{Err: fmt.Errorf("executions are not guarded by file, only by the path that is asked for: %w", err)}
 	case err != nil:
 		return err
 	}

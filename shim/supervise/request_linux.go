@@ -346,7 +346,7 @@ func (w *Worker) arm(c *container, t Target, back *undo) error {
 			continue
 		}
 		if err := step.do(); err != nil {
-			if c.mode(step.dimension) == record.Enforce {
+			if weaker := (*WeakerError)(nil); c.mode(step.dimension) == record.Enforce && !errors.As(err, &weaker) {
 				return err
 			}
 			w.report(c, record.Event{Dimension: record.Supervision, Action: "weaken", Object: step.name, Verdict: record.Reported,

@@ -60,6 +60,15 @@ const (
 	Unwatched                   // permitted where it lies, and fanotify is not asked about it
 )
 
+// WeakerError is a guard's that cannot do all it is for in this container, by
+// what the operator asked for. The container starts, and that is an event.
+type WeakerError struct{ Err error }
+
+func (e *WeakerError) Error() string { return e.Err.Error() }
+
+// Unwrap gives the cause.
+func (e *WeakerError) Unwrap() error { return e.Err }
+
 // Target is a container that guards are set on.
 type Target struct {
 	Token string

@@ -91,6 +91,15 @@ func TestAuditWithoutGuards(t *testing.T) {
 	}
 }
 
+func TestWeakerByTheOperatorsWish(t *testing.T) {
+	w := newWorld(t)
+	_, p := w.container("weaker", fakeConfig{Plan: testPlan(record.Enforce), Facts: Facts{Extra: []byte(`"weaker guard"`)}})
+	p.want("getpgid 0", "ok")
+	if e := w.event("weaker", record.Supervision, "weaken", "exec guard"); e.Verdict != record.Reported || e.Reason != "watch: as asked" {
+		t.Errorf("event: %+v", e)
+	}
+}
+
 func copyProgram(t *testing.T, from, to string) {
 	t.Helper()
 	data, err := os.ReadFile(from)

@@ -174,6 +174,9 @@ func (g *fakeGuard) Watch(t Target) error {
 	if string(t.Facts.Extra) == `"guard fails"` {
 		return errors.New("as asked")
 	}
+	if string(t.Facts.Extra) == `"weaker guard"` {
+		return fmt.Errorf("watch: %w", &WeakerError{errors.New("as asked")})
+	}
 	return appendLine(g.dir+"/guard.log", "watch "+t.Token+fmt.Sprintf(" adopted=%t files=%d", t.Adopted, len(t.Files)))
 }
 func (g *fakeGuard) Forget(token string)  { appendLine(g.dir+"/guard.log", "forget "+token) }
