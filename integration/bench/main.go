@@ -36,7 +36,10 @@ type bench struct {
 	docker  *engine.Docker
 	install *engine.Install
 	images  map[string]string
+	serving map[string]service // by runtime and image: measured in turns, started once
 }
+
+type service struct{ id, addr string }
 
 func run(ctx context.Context) (err error) {
 	if os.Geteuid() != 0 {
@@ -51,7 +54,7 @@ func run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	b := &bench{images: map[string]string{"debian": "debian:12"}}
+	b := &bench{serving: map[string]service{}, images: map[string]string{"debian": "debian:12"}}
 	if b.install, err = engine.Build(ctx, dir, ""); err != nil {
 		return err
 	}
@@ -76,6 +79,10 @@ func run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() {
+		for _, s := range b.serving {
+			_, e := b.docker.Run(context.WithoutCancel(ctx), "rm", "-f", "-v", s.id)
+			err = errors.Join(err, e)
+		}
 		err = errors.Join(err, b.docker.Stop(), b.install.Stop())
 	}()
 	fmt.Printf("%-52s %10s %10s %8s   %s\n", "", "runc", "declarun", "ratio", "spread of the ratio")
@@ -87,9 +94,9 @@ func run(ctx context.Context) (err error) {
 	}{
 		{"container start to end, plan cached (s)", 15, false, b.startCached},
 		{"container start to end, image never seen (s)", 3, false, b.startUnseen},
-		{"redis-benchmark SET+GET (requests/s)", 5, true, b.redis},
-		{"pgbench, 2 clients (transactions/s)", 5, true, b.pgbench},
-		{"fork+exec of a program (executions/s)", 5, true, b.forkExec},
+		{"redis-benchmark SET+GET (requests/s)", 15, true, b.redis},
+		{"pgbench, 2 clients (transactions/s)", 11, true, b.pgbench},
+		{"fork+exec of a program (executions/s)", 9, true, b.forkExec},
 	} {
 		if err := b.compare(ctx, m.name, m.rounds, m.higher, m.once); err != nil {
 			return fmt.Errorf("%s: %w", m.name, err)
@@ -168,6 +175,19 @@ func (b *bench) startUnseen(ctx context.Context, runtime string, _ int) (float64
 	return took, err
 }
 
+// served gives the address of a server that is started with the first question.
+func (b *bench) served(ctx context.Context, runtime, image string, args ...string) (addr string, fresh bool, err error) {
+	key := runtime + " " + image
+	if s, ok := b.serving[key]; ok {
+		return s.addr, false, nil
+	}
+	id, addr, err := b.serve(ctx, runtime, image, args...)
+	if id != "" {
+		b.serving[key] = service{id, addr}
+	}
+	return addr, true, err
+}
+
 func (b *bench) serve(ctx context.Context, runtime, image string, args ...string) (id, addr string, err error) {
 	if id, err = b.docker.Run(ctx, append([]string{"run", "-d", "--runtime", runtime}, append(args, b.images[image])...)...); err != nil {
 		return "", "", err
@@ -187,12 +207,11 @@ func (b *bench) serve(ctx context.Context, runtime, image string, args ...string
 }
 
 func (b *bench) redis(ctx context.Context, runtime string, _ int) (float64, error) {
-	id, addr, err := b.serve(ctx, runtime, "redis")
-	defer b.docker.Run(ctx, "rm", "-f", "-v", id)
+	addr, _, err := b.served(ctx, runtime, "redis")
 	if err != nil {
 		return 0, err
 	}
-	out, err := b.docker.Command(ctx, "redis-benchmark", "--csv", "-h", addr, "-n", "60000", "-c", "20", "-t", "set,get").Output()
+	out, err := b.docker.Command(ctx, "redis-benchmark", "--csv", "-h", addr, "-n", "40000", "-c", "20", "-t", "set,get").Output()
 	if err != nil {
 		return 0, err
 	}
@@ -217,16 +236,17 @@ func (b *bench) redis(ctx context.Context, runtime string, _ int) (float64, erro
 var tps = regexp.MustCompile(`tps = ([0-9.]+)`)
 
 func (b *bench) pgbench(ctx context.Context, runtime string, _ int) (float64, error) {
-	id, addr, err := b.serve(ctx, runtime, "postgres", "-e", "POSTGRES_PASSWORD=x")
-	defer b.docker.Run(ctx, "rm", "-f", "-v", id)
+	addr, fresh, err := b.served(ctx, runtime, "postgres", "-e", "POSTGRES_PASSWORD=x")
 	if err != nil {
 		return 0, err
 	}
 	client := []string{"run", "--rm", "-e", "PGPASSWORD=x", "--entrypoint", "pgbench", b.images["postgres"], "-h", addr, "-U", "postgres"}
-	if _, err := b.docker.Run(ctx, append(client, "-i", "-q", "app")...); err != nil {
-		return 0, err
+	if fresh {
+		if _, err := b.docker.Run(ctx, append(slices.Clone(client), "-i", "-q", "app")...); err != nil {
+			return 0, err
+		}
 	}
-	out, err := b.docker.Run(ctx, append(client, "-S", "-c", "2", "-T", "5", "app")...)
+	out, err := b.docker.Run(ctx, append(client, "-S", "-c", "2", "-T", "3", "app")...)
 	if err != nil {
 		return 0, err
 	}
