@@ -36,9 +36,9 @@ func TestWritable(t *testing.T) {
 		{claim: "a mount that is there anyway", change: func(d *declared.Declared) {
 			d.Mounts = []declared.Mount{{Destination: "/m", Type: "bind", Source: "/nowhere"}, {Destination: "/ro", Type: "bind", Source: "/nowhere", ReadOnly: true}, {Destination: "/proc", Type: "proc"}, {Destination: "/dev/shm", Type: "tmpfs"}}
 		}, want: "/dev/shm /m"},
-		{claim: "an empty directory of RUN mkdir", tree: tree{"/work/empty": "dir", "/work/full/f": "data x"}, change: func(d *declared.Declared) {
-			d.Image.History = []declared.Instruction{{Index: 3, Keyword: "RUN", Arguments: "apt-get update && mkdir -p -m 0755 /work/{empty,full} && rm -rf /x"}}
-		}, want: "/work/empty"},
+		{claim: "an empty directory of RUN mkdir", tree: tree{"/made/empty": "dir", "/made/full/f": "data x"}, change: func(d *declared.Declared) {
+			d.Image.History = []declared.Instruction{{Index: 3, Keyword: "RUN", Arguments: "apt-get update && mkdir -p -m 0755 /made/{empty,full} && rm -rf /x"}}
+		}, want: "/made/empty"},
 		{claim: "an empty WORKDIR", tree: tree{"/app": "dir"}, change: func(d *declared.Declared) { d.Process.Cwd, d.Image.WorkingDir = "/app", "/app" }, want: "/app"},
 		{claim: "not one with root's files in it", tree: tree{"/app/main.py": "data"}, change: func(d *declared.Declared) { d.Process.Cwd, d.Image.WorkingDir = "/app", "/app" }},
 		{claim: "the home of the declared user", tree: tree{"/home/app": "dir 1000"}, change: func(d *declared.Declared) { d.Image.User = "app"; d.Process.UID = 1000 }, want: "/home/app"},
