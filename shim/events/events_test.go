@@ -292,6 +292,12 @@ func TestSnapshot(t *testing.T) {
 	if p.Parent == nil || p.Parent.PID != os.Getppid() {
 		t.Errorf("parent: %+v", p.Parent)
 	}
+	if parent, ok := Parent(os.Getpid()); !ok || parent != os.Getppid() {
+		t.Errorf("parent: %d", parent)
+	}
+	if _, ok := Parent(1 << 30); ok {
+		t.Error("a process that is not there has a parent")
+	}
 	depth := 0
 	for q := p.Parent; q != nil; q = q.Parent {
 		depth++

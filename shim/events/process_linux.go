@@ -77,6 +77,12 @@ func Tgid(tid int) (int, bool) {
 	return tgid, ok
 }
 
+// Parent gives the process that a process is a child of.
+func Parent(pid int) (int, bool) {
+	_, ppid, _, ok := status("/proc", pid)
+	return ppid, ok && ppid > 0
+}
+
 // Filtered tells whether a process has a seccomp filter.
 func Filtered(pid int) bool {
 	for line := range strings.SplitSeq(string(readSome("/proc/"+strconv.Itoa(pid)+"/status", 8<<10)), "\n") {

@@ -141,3 +141,18 @@ func isMain(p *plan.Plan, exe string) bool {
 	}
 	return !some
 }
+
+// onlyStarts tells whether the plan has a program for starting alone.
+func onlyStarts(p *plan.Plan, exe string) bool {
+	starts := false
+	for _, process := range p.Processes {
+		if process.Path != exe || process.Identity == record.HealthCheck {
+			continue
+		}
+		if process.Main || process.Phase != record.Starting {
+			return false
+		}
+		starts = true
+	}
+	return starts
+}

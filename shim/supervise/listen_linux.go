@@ -12,6 +12,7 @@ import (
 
 	"github.com/declarun/declarun/seccompgen/filter"
 	"github.com/declarun/declarun/shim/events"
+	"github.com/declarun/declarun/shim/plan"
 	"github.com/declarun/declarun/shim/record"
 )
 
@@ -188,7 +189,8 @@ func (w *Worker) reportListen(l *listener, n *notification, by filter.Caller, p 
 }
 
 // serves tells whether this listen is the one that ends start-up: a main
-// program of the application on a declared port that others can reach.
+// program of the application, no longer below what only starts it, on a declared
+// port that others can reach.
 func (w *Worker) serves(l *listener, n *notification, p place, by filter.Caller) bool {
 	if by.Identity != record.Application || by.Phase != record.Starting || by.BeforeExec ||
 		p.local || p.proto != "tcp" || !declares(l.c.plan, "tcp", p.addr.Port()) {
@@ -198,8 +200,35 @@ func (w *Worker) serves(l *listener, n *notification, p place, by filter.Caller)
 	if !ok {
 		return false
 	}
-	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", tgid))
-	return err == nil && isMain(l.c.plan, strings.TrimSuffix(exe, " (deleted)"))
+	l.c.mu.Lock()
+	init := l.c.state.PID
+	l.c.mu.Unlock()
+	exe := exeOf(tgid)
+	return exe != "" && isMain(l.c.plan, exe) && !prepares(l.c.plan, tgid, init)
+}
+
+func exeOf(pid int) string {
+	exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+	return strings.TrimSuffix(exe, " (deleted)")
+}
+
+// prepares tells whether a process was started by something that is only there
+// until the container serves: an entrypoint's script that lets the server run for
+// a moment, to fill it, before it executes it for good.
+func prepares(p *plan.Plan, pid, init int) bool {
+	for range 64 {
+		if pid == init {
+			return false
+		}
+		parent, ok := events.Parent(pid)
+		if !ok || parent <= 1 {
+			return false
+		}
+		if pid = parent; onlyStarts(p, exeOf(pid)) {
+			return true
+		}
+	}
+	return false
 }
 
 // serving takes away what only start-up needed: before the call that ends it is answered.

@@ -219,6 +219,13 @@ func TestPlanQuestions(t *testing.T) {
 	if !isMain(p, "/a") || isMain(p, "/b") || isMain(p, "/c") {
 		t.Error("main programs")
 	}
+	p.Processes = []plan.Process{{Path: "/sh", Phase: record.Starting}, {Path: "/tini", Phase: record.Serving}, {Path: "/a", Phase: record.Starting, Main: true},
+		{Path: "/check", Phase: record.Starting, Identity: record.HealthCheck}, {Path: "/odd"}}
+	for exe, want := range map[string]bool{"/sh": true, "/tini": false, "/a": false, "/check": false, "/odd": false, "": false, "/none": false} {
+		if onlyStarts(p, exe) != want {
+			t.Errorf("%q", exe)
+		}
+	}
 	if c := (&container{plan: p}); c.mode(record.Syscalls) != record.Enforce {
 		t.Error("a mode that was not decided is enforce")
 	}
