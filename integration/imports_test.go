@@ -290,6 +290,7 @@ func TestImportsOfUnsafe(t *testing.T) {
 var skips = map[string]string{
 	"seccompgen/x86/objdump_test.go":         "go test -short leaves out the largest library; a second judge where the machine has what it judges",
 	"seccompgen/analyse_linux_test.go":       "programs and libraries of the machine, in Debian's places",
+	"seccompgen/coarse_test.go":              "libraries of the machine, in Debian's places",
 	"seccompgen/observed_linux_test.go":      "one program of the machine of many",
 	"netpolicy/watch_linux_test.go":          "a kernel without NFQUEUE holds no answers: the weaker way has a test of its own",
 	"procmap/fuzz_test.go":                   "inputs beyond the size that is of interest",
