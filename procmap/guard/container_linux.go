@@ -626,7 +626,7 @@ func (g *Guard) describe(c *container, e *Exec, fd int) bool {
 	e.Regular = st.Mode&unix.S_IFMT == unix.S_IFREG
 	e.Path = c.path(fd)
 	e.Serving = c.serving.Load()
-	e.Wide = c.wide
+	e.Wide, e.Scriptable = c.wide, c.Scriptable
 	ours := mnt == c.mnt || c.own && slices.Contains(c.devs, o.dev)
 	var en *entry
 	if ours {

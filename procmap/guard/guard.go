@@ -86,6 +86,11 @@ type Container struct {
 	// Wide: the application may run whatever is in the image's layers;
 	// WideStarting: until it serves.
 	Wide, WideStarting bool
+	// Scriptable: the application may run a shell for its whole life. Then the
+	// kernel may answer for the ELF interpreter too, which costs such a container's
+	// many executions nothing, and a race with its own execve can win it what
+	// "sh file" gives it anyway.
+	Scriptable bool
 	// Created is when the container's file system was made. Without an overlay,
 	// what changed later is not the image's; zero: nothing is.
 	Created time.Time
@@ -168,6 +173,8 @@ type Exec struct {
 	Interpreted bool
 	// Image-wide grant of the application.
 	Wide Grant
+	// Scriptable is the container's.
+	Scriptable bool
 	// Direct: this file itself was asked for, and not by the kernel on behalf of
 	// another. Allowed sets it. In an event it is for who decides to set: the
 	// first event of an execve is about the file that was asked for. That the first
@@ -217,7 +224,8 @@ func Judge(e Exec, who Who) Decision {
 		Reason: reason,
 		// Of a file with an interpreter, and of the interpreter, events have to
 		// come: without the former, the latter would be the first of its execve.
-		Cache: e.Place == Image && (e.Wide == always || e.Application == always && !e.Interpreted),
+		Cache: e.Place == Image && (e.Wide == always || e.Application == always && (!e.Interpreted || e.Scriptable) ||
+			e.Interpreter == always && e.Scriptable),
 	}
 }
 

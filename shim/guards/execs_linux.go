@@ -12,6 +12,7 @@ import (
 	"log"
 	"maps"
 	"os"
+	"path"
 	"slices"
 	"strings"
 	"sync"
@@ -98,7 +99,7 @@ func (x *Execs) Watch(t supervise.Target) error {
 		return err
 	}
 	c := guard.Container{ID: t.Token, PID: t.PID, Root: root, Mounts: map[string]guard.Mount{},
-		Wide: t.Plan.Wide, WideStarting: t.Plan.WideStarting, Created: extra.Created}
+		Wide: t.Plan.Wide, WideStarting: t.Plan.WideStarting, Scriptable: scriptable(t.Plan), Created: extra.Created}
 	trees := map[string]*os.File{}
 	for _, w := range t.Plan.Storage.Writable {
 		f, err := dupOr(t.Files["mount:"+w.Path], fmt.Sprintf("/proc/%d/root%s", t.PID, w.Path), t.Adopted)
@@ -178,6 +179,14 @@ func (x *Execs) Watch(t supervise.Target) error {
 // enforced is true where no mode was decided, too.
 func enforced(p *plan.Plan, d record.Dimension) bool {
 	return p.Mode[d].Strictness() == record.Enforce.Strictness()
+}
+
+// scriptable tells whether the application may run a shell for its whole life.
+func scriptable(p *plan.Plan) bool {
+	shells := []string{"sh", "bash", "dash", "ash", "zsh", "ksh", "mksh", "busybox"}
+	return slices.ContainsFunc(p.Processes, func(e plan.Process) bool {
+		return e.Identity == record.Application && e.Phase == record.Serving && slices.Contains(shells, path.Base(e.Path))
+	})
 }
 
 var errNotGiven = errors.New("not handed over")
