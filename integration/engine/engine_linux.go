@@ -204,8 +204,8 @@ func (d *Docker) Stop() error {
 	return d.unmount()
 }
 
-// unmount undoes what a daemon leaves mounted in its directory: the
-// namespace file of host networking.
+// unmount undoes what a daemon leaves mounted: the namespace file of host
+// networking, and its data root on itself where it was killed.
 func (d *Docker) unmount() error {
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
@@ -213,7 +213,8 @@ func (d *Docker) unmount() error {
 	}
 	var points []string
 	for line := range strings.Lines(string(mounts)) {
-		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], d.Dir+"/") {
+		f := strings.Fields(line)
+		if len(f) > 4 && (strings.HasPrefix(f[4], d.Dir+"/") || f[4] == d.options.Data || strings.HasPrefix(f[4], d.options.Data+"/")) {
 			points = append(points, f[4])
 		}
 	}
