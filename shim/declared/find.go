@@ -375,6 +375,9 @@ func (d *Declared) dropImageAnnotations() {
 	for k := range d.Annotations {
 		suspect = suspect || slices.Contains(convertedKeys, k)
 	}
+	// Podman copies an image's annotations into config.json, beside the
+	// operator's own; nothing tells the two apart.
+	suspect = suspect || d.Annotations["io.container.manager"] == "libpod"
 	for k, v := range d.Annotations {
 		if l, ok := d.Image.Labels[k]; ok && l == v {
 			continue
@@ -392,8 +395,15 @@ func (d *Declared) dropImageAnnotations() {
 	slices.Sort(d.Missing)
 }
 
+// markSandbox believes the annotation only of the engine that sets it: a
+// sandbox passes through untouched, and an image may carry annotations too.
 func (d *Declared) markSandbox() {
-	d.Sandbox = d.Annotations["io.kubernetes.cri.container-type"] == "sandbox" || d.Annotations["io.kubernetes.cri-o.ContainerType"] == "sandbox"
+	switch {
+	case d.Engine == Containerd:
+		d.Sandbox = d.Annotations["io.kubernetes.cri.container-type"] == "sandbox"
+	case d.Annotations["io.container.manager"] == "cri-o":
+		d.Sandbox = d.Annotations["io.kubernetes.cri-o.ContainerType"] == "sandbox"
+	}
 }
 
 // operatorValue is a label or annotation that the operator gave.
