@@ -37,7 +37,7 @@ setup-test:
 	@$(MAKE) --no-print-directory setup EXTRA="$(TESTS)"
 
 test: setup-test
-	DECLARUN_REQUIRE=all $(GO) test -timeout 35m ./...
+	DECLARUN_REQUIRE=all $(GO) test -count=1 -timeout 35m ./...
 
 lint:
 	@test -z "$$(gofmt -l cmd shim seccompgen netpolicy procmap integration)" || { gofmt -l cmd shim seccompgen netpolicy procmap integration; exit 1; }
