@@ -493,10 +493,6 @@ func (w *Worker) adoptListeners() {
 			continue
 		}
 		n := w.journal.at(slot)
-		if !l.valid(n.ID) { // its caller was interrupted, and asks again or is gone
-			w.journal.give(slot)
-			continue
-		}
 		if one := (who{l.serial, n.PID, n.Nr}); !counted[one] {
 			counted[one] = true
 			w.journal.suspect(slot)
