@@ -105,6 +105,7 @@ type suspect struct {
 	Listener uint64
 	TID      uint32
 	Nr       int32
+	Arg      uint64 // the first: a call that is made again has the same
 	Times    uint64
 }
 
@@ -174,7 +175,7 @@ func (j *journal) suspect(slot int) {
 	j.some = true
 	listener, n, all := j.head(slot).Listener, j.at(slot), j.suspects()
 	for i := range all {
-		if s := &all[i]; s.Times > 0 && s.Listener == listener && s.TID == n.PID && s.Nr == n.Nr {
+		if s := &all[i]; s.Times > 0 && s.Listener == listener && s.TID == n.PID && s.Nr == n.Nr && s.Arg == n.Args[0] {
 			s.Times++
 			return
 		}
@@ -185,7 +186,7 @@ func (j *journal) suspect(slot int) {
 			break
 		}
 	}
-	all[j.next%suspectMax] = suspect{listener, n.PID, n.Nr, 1}
+	all[j.next%suspectMax] = suspect{listener, n.PID, n.Nr, n.Args[0], 1}
 	j.next++
 }
 
@@ -198,7 +199,7 @@ func (j *journal) suspected(slot int) uint64 {
 	}
 	listener, n := j.head(slot).Listener, j.at(slot)
 	for _, s := range j.suspects() {
-		if s.Times > 0 && s.Listener == listener && s.TID == n.PID && s.Nr == n.Nr {
+		if s.Times > 0 && s.Listener == listener && s.TID == n.PID && s.Nr == n.Nr && s.Arg == n.Args[0] {
 			return s.Times
 		}
 	}
@@ -215,7 +216,7 @@ func (j *journal) clear(slot int) {
 	listener, n, all := j.head(slot).Listener, j.at(slot), j.suspects()
 	j.some = false
 	for i := range all {
-		if s := &all[i]; s.Listener == listener && s.TID == n.PID && s.Nr == n.Nr {
+		if s := &all[i]; s.Listener == listener && s.TID == n.PID && s.Nr == n.Nr && s.Arg == n.Args[0] {
 			*s = suspect{}
 		}
 		j.some = j.some || all[i].Times > 0

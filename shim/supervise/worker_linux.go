@@ -484,6 +484,7 @@ func (w *Worker) adoptListeners() {
 		listener uint64
 		tid      uint32
 		nr       int32
+		arg      uint64
 	}
 	counted := map[who]bool{} // an interrupted caller comes back: several slots, one call
 	for _, slot := range w.journal.left() {
@@ -493,7 +494,7 @@ func (w *Worker) adoptListeners() {
 			continue
 		}
 		n := w.journal.at(slot)
-		if one := (who{l.serial, n.PID, n.Nr}); !counted[one] {
+		if one := (who{l.serial, n.PID, n.Nr, n.Args[0]}); !counted[one] {
 			counted[one] = true
 			w.journal.suspect(slot)
 		}
