@@ -54,14 +54,32 @@ type Syscalls struct {
 	// true they made the list as wide as the engine's own profile.
 	Unresolved []Site `json:"unresolved"`
 	Widened    bool   `json:"widened,omitempty"`
+	// Loops prove, one process at a time, that it is past its start-up.
+	Loops []Loop `json:"loops,omitempty"`
 }
 
 // Syscall is one allowed call.
 type Syscall struct {
-	Name    string          `json:"name"`
-	Phase   record.Phase    `json:"phase"`
-	Origins []record.Origin `json:"origins"`
+	Name  string       `json:"name"`
+	Phase record.Phase `json:"phase"`
+	// UntilLoop is true where the programs that have Loops need the call only
+	// before they are in one: it is taken away from each process as soon as one
+	// of the Loops proves it, until it executes another program. Whoever is never
+	// proved keeps it, as long as Phase says.
+	UntilLoop bool            `json:"until_loop,omitempty"`
+	Origins   []record.Origin `json:"origins"`
 }
+
+// Loop is the proof that a process has come to the loop in which it serves: a
+// word of its stack is one of these return addresses. They lie in the middle of
+// functions, so that nothing but the call before them puts them there.
+type Loop struct {
+	File    string   `json:"file"`    // in the image, free of symbolic links
+	Returns []uint64 `json:"returns"` // as the program headers count, sorted; at most MaxReturns
+}
+
+// MaxReturns bounds the return addresses of one Loop.
+const MaxReturns = 4096
 
 // Site is a place in a program that makes a call nobody could name.
 type Site struct {
