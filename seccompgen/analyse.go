@@ -14,7 +14,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/declarun/declarun/seccompgen/x86"
 	"github.com/declarun/declarun/shim/plan"
 	"github.com/declarun/declarun/shim/record"
 	"github.com/declarun/declarun/shim/rootfs"
@@ -117,7 +116,7 @@ func (s *store) knownKey() string {
 }
 
 func analyse(ctx context.Context, r *reader, req Request, cache Cache) (Result, error) {
-	st := newStore(r, cache, map[string][]location{"syscall": {reg(x86.RDI)}})
+	st := newStore(r, cache, req.Programs)
 	defer st.wait()
 	for range maxKnown {
 		out, err := st.result(ctx, r, req)
@@ -175,7 +174,7 @@ func (s *store) learn() bool {
 
 func (st *store) result(ctx context.Context, r *reader, req Request) (Result, error) {
 	var out Result
-	out.Machine = "amd64"
+	out.Machine = st.conventions().goarch
 	l := newLoader(ctx, r, st, req.Env)
 	type found struct {
 		phase   record.Phase
@@ -200,7 +199,7 @@ func (st *store) result(ctx context.Context, r *reader, req Request) (Result, er
 			return out, &NotProgram{p.Path, err, "name a program, or the interpreter of the script"}
 		}
 		r.privileged(p.Path, &out)
-		if h.Class == elf.ELFCLASS32 && (h.Machine == elf.EM_386 || h.Machine == elf.EM_X86_64) {
+		if h.Class == elf.ELFCLASS32 && (half[h.Machine] == st.machine || h.Machine == st.machine) {
 			out.Has32 = true
 			sites[plan.Site{File: p.Path, Reason: "a 32-bit program is not analysed"}] = true
 			continue

@@ -7,9 +7,6 @@ import (
 	"github.com/declarun/declarun/seccompgen/x86"
 )
 
-// setxid are the calls that a C library repeats on every thread.
-var setxid = []int32{105, 106, 113, 114, 116, 117, 119} // setuid setgid setreuid setregid setgroups setresuid setresgid
-
 // benign knows the few sites whose number lies in memory by design, and gives
 // the numbers that it can be.
 //
@@ -19,7 +16,7 @@ var setxid = []int32{105, 106, 113, 114, 116, 117, 119} // setuid setgid setreui
 // fill. Go (runtime.runPerThreadSyscall) does so for syscall.AllThreadsSyscall,
 // whose callers are followed like those of any other function that takes the
 // number.
-func (b *builder) benign(fi int32, pc uint64, reason string) ([]int32, bool) {
+func (amd64) benign(b *builder, fi int32, pc uint64, reason string) ([]int32, bool) {
 	if b.isGo[fi] {
 		name := b.out.Funcs[fi].Name
 		return nil, strings.HasPrefix(name, "runtime.runPerThreadSyscall") || strings.HasPrefix(name, allThreads)
@@ -55,7 +52,7 @@ func (b *builder) benign(fi int32, pc uint64, reason string) ([]int32, bool) {
 		return nil, true
 	case nr.disp == 12 && a.disp == 0 && bb.disp == 4 && c.disp == 8, // musl 1.2
 		nr.disp == 24 && a.disp == 0 && bb.disp == 8 && c.disp == 16: // musl 1.1
-		return setxid, true
+		return amd64Calls.setxid(), true
 	}
 	return nil, false
 }
@@ -68,7 +65,7 @@ const allThreads = "syscall.runtime_doAllThreadsSyscall"
 // musl's __syscall_cp_asm (src/thread/x86_64/syscall_cp.s) and glibc's
 // __syscall_cancel_arch (sysdeps/unix/sysv/linux/x86_64/syscall_cancel.S, since
 // 2.41). Both move every argument down by two and nothing else does.
-func (b *builder) onlyCompared(fi int32) bool {
+func (amd64) onlyCompared(b *builder, fi int32) bool {
 	d := b.body(fi)
 	moves := [][2]uint8{{x86.RAX, x86.RSI}, {x86.RDI, x86.RDX}, {x86.RSI, x86.RCX}, {x86.RDX, x86.R8}, {x86.R10, x86.R9}}
 	k := 0

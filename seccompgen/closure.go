@@ -149,10 +149,11 @@ func newLoader(ctx context.Context, r *reader, s *store, env []string) *loader {
 	}
 	seen := map[string]bool{}
 	l.readConf("/etc/ld.so.conf", seen, 0)
-	l.dirs = append(l.dirs, "/lib64", "/usr/lib64", "/lib", "/usr/lib",
-		"/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu")
+	conv := s.conventions()
+	l.dirs = append(l.dirs, "/lib64", "/usr/lib64", "/lib", "/usr/lib")
+	l.dirs = append(l.dirs, conv.dirs...)
 	l.musl = []string{"/lib", "/usr/local/lib", "/usr/lib"}
-	if p := r.text("/etc/ld-musl-x86_64.path"); p != "" {
+	if p := r.text(conv.muslPath); p != "" {
 		l.musl = strings.FieldsFunc(p, func(c rune) bool { return c == ':' || c == '\n' })
 	}
 	for _, d := range slices.Concat(l.dirs, l.musl) {
@@ -198,11 +199,12 @@ func (l *loader) readConf(name string, seen map[string]bool, depth int) {
 	}
 }
 
-func expand(list, origin string) []string {
+func (l *loader) expand(list, origin string) []string {
+	conv := l.store.conventions()
 	var out []string
 	for d := range strings.SplitSeq(list, ":") {
-		d = strings.NewReplacer("$ORIGIN", origin, "${ORIGIN}", origin, "$LIB", "lib/x86_64-linux-gnu", "${LIB}", "lib/x86_64-linux-gnu",
-			"$PLATFORM", "x86_64", "${PLATFORM}", "x86_64").Replace(d)
+		d = strings.NewReplacer("$ORIGIN", origin, "${ORIGIN}", origin, "$LIB", conv.lib, "${LIB}", conv.lib,
+			"$PLATFORM", conv.platform, "${PLATFORM}", conv.platform).Replace(d)
 		if path.IsAbs(d) && len(out) < 100 {
 			out = append(out, path.Clean(d))
 		}
@@ -225,8 +227,8 @@ func (l *loader) find(name string, m *module, rpaths []string, musl bool) (strin
 	if m.sum.Runpath == "" {
 		dirs = append(dirs, rpaths...)
 	}
-	dirs = append(dirs, expand(l.env["LD_LIBRARY_PATH"], origin)...)
-	dirs = append(dirs, expand(m.sum.Runpath, origin)...)
+	dirs = append(dirs, l.expand(l.env["LD_LIBRARY_PATH"], origin)...)
+	dirs = append(dirs, l.expand(m.sum.Runpath, origin)...)
 	if musl {
 		dirs = append(dirs, rpaths...)
 		dirs = append(dirs, l.musl...)
@@ -324,9 +326,9 @@ func (l *loader) add(c *closure, file string, exported bool, loaderRpath []strin
 		c.names[path.Base(w.file)] = true
 		rpath := w.rpath
 		if sum.Runpath == "" && sum.Rpath != "" {
-			rpath = append(expand(sum.Rpath, path.Dir(w.file)), w.rpath...)
+			rpath = append(l.expand(sum.Rpath, path.Dir(w.file)), w.rpath...)
 		} else if c.musl && sum.Runpath != "" {
-			rpath = append(expand(sum.Runpath, path.Dir(w.file)), w.rpath...)
+			rpath = append(l.expand(sum.Runpath, path.Dir(w.file)), w.rpath...)
 		}
 		if sum.Interp != "" && len(c.mods) == 1 {
 			p, _, ok := l.r.regular(sum.Interp)

@@ -23,7 +23,7 @@ const coarseSize = 8 << 20
 // call number, are found by their bytes, which decoding confirms, and are
 // analysed as in any other file. It is false, and the builder is to be thrown
 // away, where that is not enough to know every number.
-func (b *builder) coarse() (bool, error) {
+func (amd64) coarse(b *builder) (bool, error) {
 	var size uint64
 	for _, r := range b.f.Exec {
 		size += r.Hi - r.Lo

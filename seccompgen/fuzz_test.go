@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/declarun/declarun/seccompgen/elfread"
-	"github.com/declarun/declarun/seccompgen/x86"
 )
 
 // tiny builds a program of one segment.
@@ -41,7 +40,7 @@ func FuzzELF(f *testing.F) {
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		defer cancel()
-		s, err := summarise(ctx, ef, map[string][]location{"syscall": {reg(x86.RDI)}})
+		s, err := summarise(ctx, ef, map[string][]location{"syscall": {reg(machines[ef.Machine].conventions().first)}})
 		if err != nil {
 			t.Fatal(err)
 		}

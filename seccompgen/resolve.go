@@ -3,8 +3,6 @@ package seccompgen
 import (
 	"slices"
 	"strings"
-
-	"github.com/declarun/declarun/seccompgen/x86"
 )
 
 // demand asks what callers of a function leave in a location.
@@ -16,6 +14,7 @@ type demand struct {
 // resolve finds the number of every system call of the file, following
 // functions that take it as an argument to their callers.
 func (b *builder) resolve() error {
+	conv := b.m.conventions()
 	var queue []demand
 	asked := map[demand]bool{}
 	ask := func(fi int32, loc location) {
@@ -83,14 +82,14 @@ func (b *builder) resolve() error {
 		if err := b.ctx.Err(); err != nil {
 			return err
 		}
-		d := b.body(s.fn)
-		record(s.fn, s.pc, valuesBefore(b.f, d, d.index(s.pc), reg(x86.RAX)))
+		c := b.code(s.fn)
+		record(s.fn, s.pc, c.before(c.index(s.pc), reg(conv.number)))
 	}
 
 	if b.out.Go {
 		for i := range b.out.Funcs {
 			if b.out.Funcs[i].Name == allThreads {
-				ask(int32(i), reg(x86.RAX))
+				ask(int32(i), reg(conv.firstG))
 			}
 		}
 	}
@@ -113,7 +112,7 @@ func (b *builder) resolve() error {
 				b.out.Trouble = append(b.out.Trouble, s)
 			}
 		}
-		if !loc.Slot && loc.Reg == x86.RAX && !b.out.Go {
+		if !loc.Slot && conv.direct>>loc.Reg&1 != 0 && !b.out.Go {
 			blame() // no calling convention of C passes anything there
 			return
 		}
@@ -128,9 +127,8 @@ func (b *builder) resolve() error {
 			r := b.indirect[i]
 			fi := r.fn
 			if r.jump {
-				// A jump with anything on the stack is a switch, not a call.
-				d := b.body(fi)
-				if k := d.index(r.site); k >= 0 && d.delta[k] > unvisited && d.delta[k] != 0 || d.switches {
+				c := b.code(fi)
+				if k := c.index(r.site); k >= 0 && c.within(k) {
 					continue
 				}
 			}
@@ -188,7 +186,7 @@ func (b *builder) resolve() error {
 				continue // what a caller has there is not meant for the function
 			}
 			if r.after {
-				if d := b.body(fi); d.index(r.site) >= 0 && b.endsPath(&d.ins[d.index(r.site)], r.site) {
+				if c := b.code(fi); c.index(r.site) >= 0 && c.endsPath(c.index(r.site)) {
 					continue
 				}
 			}
@@ -231,13 +229,11 @@ const (
 
 // argumentLocation tells whether a function can be passed a value there.
 func (b *builder) argumentLocation(fi int32, loc location) bool {
-	if loc.Slot {
-		return loc.Off >= 8
-	}
+	conv := b.m.conventions()
 	if b.isGo[fi] {
-		return clobberGo>>loc.Reg&1 != 0
+		return loc.Slot && loc.Off >= conv.slotGo || !loc.Slot && conv.argsGo>>loc.Reg&1 != 0
 	}
-	return clobberC>>loc.Reg&1 != 0
+	return loc.Slot && loc.Off >= conv.slotC || !loc.Slot && conv.argsC>>loc.Reg&1 != 0
 }
 
 const anAddress = "an address"
@@ -266,8 +262,8 @@ func clampNr(c int64) int32 {
 
 // argument gives what a call or jump at pc passes in loc.
 func (b *builder) argument(fi int32, pc uint64, loc location, jump, after bool) (values, bool) {
-	d := b.body(fi)
-	i := d.index(pc)
+	c, conv := b.code(fi), b.m.conventions()
+	i := c.index(pc)
 	if i < 0 {
 		return values{unknown: "in code that is decoded two ways"}, false
 	}
@@ -275,17 +271,17 @@ func (b *builder) argument(fi int32, pc uint64, loc location, jump, after bool) 
 		i++
 	}
 	if loc.Slot {
-		if !jump && loc.Off < 8 {
+		if !jump && loc.Off < conv.slotC {
 			return values{unknown: "in a stack slot that no caller writes"}, true
 		}
-		sp := d.delta[i]
-		if sp <= unvisited {
+		sp, ok := c.stack(i)
+		if !ok {
 			return values{unknown: "in a stack that is not followed"}, true
 		}
 		loc.Off += sp
 		if !jump {
-			loc.Off -= 8
+			loc.Off -= conv.pushed
 		}
 	}
-	return valuesBefore(b.f, d, i, loc), true
+	return c.before(i, loc), true
 }

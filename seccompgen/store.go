@@ -15,14 +15,9 @@ import (
 )
 
 // version is part of every key: raise it whenever a result could change.
-const version = "2"
+const version = "2a"
 
 var errTooLarge = errors.New("file is too large to analyse")
-
-// analysers turn a file into a summary, by machine.
-var analysers = map[elf.Machine]func(context.Context, *elfread.File, map[string][]location) (*summary, error){
-	elf.EM_X86_64: summarise,
-}
 
 // store gives summaries by path: from memory, from the cache, or by analysis.
 type store struct {
@@ -31,6 +26,8 @@ type store struct {
 	mu    sync.Mutex
 	mem   map[string]*entry
 	heads map[string]*elfread.File
+	// machine is that of the container's programs.
+	machine elf.Machine
 	// known are the functions that take a call number as an argument, by
 	// name, over all files seen so far.
 	known map[string][]location
@@ -46,12 +43,17 @@ type entry struct {
 	started bool
 }
 
-func newStore(r *reader, cache Cache, known map[string][]location) *store {
-	return &store{
+func newStore(r *reader, cache Cache, programs []Program) *store {
+	s := &store{
 		r: r, cache: cache, mem: map[string]*entry{}, heads: map[string]*elfread.File{},
-		known: known, syms: newSymbols(), slots: make(chan struct{}, parallel),
+		syms: newSymbols(), slots: make(chan struct{}, parallel),
 	}
+	s.machine = machineOf(s, programs)
+	s.known = map[string][]location{"syscall": {reg(s.conventions().first)}}
+	return s
 }
+
+func (s *store) conventions() *conventions { return machines[s.machine].conventions() }
 
 // ahead tells whether a file is still to be started, and that it now is.
 func (s *store) ahead(file string) bool {
@@ -128,7 +130,7 @@ const readAhead = 1 << 20
 // loadable tells whether the loader would take the file and not look further.
 func (s *store) loadable(file string) bool {
 	h, err := s.head(file)
-	return err == nil && h.Class == elf.ELFCLASS64 && h.Machine == elf.EM_X86_64
+	return err == nil && h.Class == elf.ELFCLASS64 && h.Machine == s.machine
 }
 
 func (s *store) summary(ctx context.Context, file string) (*summary, error) {
@@ -187,15 +189,18 @@ func (s *store) analyse(ctx context.Context, file string) (sum *summary, err err
 	if err != nil {
 		return nil, &NotProgram{file, err, "name a program, or give the script's interpreter"}
 	}
-	analyser := analysers[h.Machine]
-	if analyser == nil || h.Class != elf.ELFCLASS64 {
+	if machines[h.Machine] == nil || h.Class != elf.ELFCLASS64 {
 		return nil, &NotProgram{file, fmt.Errorf("%s: %w", goarch(h.Machine, h.Class), errMachine),
-			"programs for amd64 are analysed; set syscalls to audit for this container, or use an amd64 image"}
+			"programs for amd64 and arm64 are analysed; exclude the image, or use one for those"}
+	}
+	if h.Machine != s.machine {
+		return nil, &NotProgram{file, fmt.Errorf("%w: it is for %s, other programs of the container are for %s", errMachine, goarch(h.Machine, h.Class), s.conventions().goarch),
+			"use an image whose programs are all for one architecture"}
 	}
 	if err := read(); err != nil {
 		return nil, &NotProgram{file, err, "check that the file is whole"}
 	}
-	sum, err = analyser(ctx, ef, s.known)
+	sum, err = summarise(ctx, ef, s.known)
 	if err != nil {
 		return nil, fmt.Errorf("analyse %s: %w", file, err)
 	}

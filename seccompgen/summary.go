@@ -100,6 +100,8 @@ type builder struct {
 	taken     []bool         // functions whose address is taken
 	takenSym  map[int32]bool // imports whose address is taken
 	inData    map[int32]bool // imports that data points to
+	m         machine
+	codes     map[int32]code
 	bodies    map[int32]*body
 	pages     []int32 // index from address to function
 	base      uint64
@@ -115,7 +117,7 @@ type builder struct {
 	written       []uint64 // variables of a Go program that are stored to, sorted
 }
 
-// summarise analyses one x86-64 file. known are functions of other files that
+// summarise analyses one file. known are functions of other files that
 // take a call number, by name.
 func summarise(ctx context.Context, f *elfread.File, known map[string][]location) (*summary, error) {
 	b := newBuilder(ctx, f, known)
@@ -146,6 +148,8 @@ func newBuilder(ctx context.Context, f *elfread.File, known map[string][]locatio
 		inner:     newAddrSet(f.Exec),
 		takenSym:  map[int32]bool{},
 		inData:    map[int32]bool{},
+		m:         machines[f.Machine],
+		codes:     map[int32]code{},
 		bodies:    map[int32]*body{},
 		fixed:     f.Type == elf.ET_EXEC,
 	}
@@ -446,9 +450,7 @@ func (b *builder) importOf(sym string) int32 {
 	return i
 }
 
-// stub tells whether the code at addr is a procedure linkage stub, and for
-// which symbol ("" for one that a resolver of this file decides).
-func (b *builder) stub(addr uint64) (string, bool) {
+func (amd64) stub(b *builder, addr uint64) (string, bool) {
 	code := b.f.Bytes(addr)
 	var in x86.Inst
 	pc := addr
@@ -538,7 +540,7 @@ func (b *builder) inPLT(r elfread.Range) bool {
 	return false
 }
 
-func (b *builder) sweepFunc(fi int32, r elfread.Range) {
+func (amd64) sweepFunc(b *builder, fi int32, r elfread.Range) {
 	if b.inPLT(r) {
 		b.isPLT[fi] = true
 		return

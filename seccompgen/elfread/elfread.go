@@ -9,7 +9,8 @@
 // Not guaranteed: that the file would load. Section headers and symbol tables
 // are taken where they are plausible and missed silently where they are not.
 //
-// Sources: the System V ABI and its AMD64 supplement, elf(5), the RELR proposal
+// Sources: the System V ABI and its AMD64 supplement, ELF for the Arm 64-bit
+// Architecture (AAELF64), elf(5), the RELR proposal
 // (as in glibc 2.36), LSB 5.0 for .eh_frame.
 package elfread
 
@@ -60,7 +61,9 @@ type Symbol struct {
 	Local   bool
 }
 
-// Reloc is a dynamic relocation. Sym is "" where there is none.
+// Reloc is a dynamic relocation. Sym is "" where there is none. Type is that of
+// x86-64; those of another machine are given as the one that means the same, or
+// as R_X86_64_NONE.
 type Reloc struct {
 	Off    uint64
 	Type   elf.R_X86_64
@@ -505,7 +508,7 @@ func (f *File) readDynamic(dyn Range) error {
 		for ; len(d) >= 24; d = d[24:] {
 			r := Reloc{
 				Off:    binary.LittleEndian.Uint64(d),
-				Type:   elf.R_X86_64(binary.LittleEndian.Uint32(d[8:])),
+				Type:   f.relocType(binary.LittleEndian.Uint32(d[8:])),
 				Addend: int64(binary.LittleEndian.Uint64(d[16:])),
 			}
 			if i := binary.LittleEndian.Uint32(d[12:]); i != 0 && int(i) < len(f.Dynsym) {
@@ -520,6 +523,43 @@ func (f *File) readDynamic(dyn Range) error {
 	}
 	f.readRELR(tags)
 	return nil
+}
+
+// relocType gives the x86-64 type of a relocation of this file (AAELF64, "Dynamic
+// relocations", for AArch64).
+func (f *File) relocType(t uint32) elf.R_X86_64 {
+	if f.Machine != elf.EM_AARCH64 {
+		return elf.R_X86_64(t)
+	}
+	switch elf.R_AARCH64(t) {
+	case elf.R_AARCH64_ABS64:
+		return elf.R_X86_64_64
+	case elf.R_AARCH64_COPY:
+		return elf.R_X86_64_COPY
+	case elf.R_AARCH64_GLOB_DAT:
+		return elf.R_X86_64_GLOB_DAT
+	case elf.R_AARCH64_JUMP_SLOT:
+		return elf.R_X86_64_JMP_SLOT
+	case elf.R_AARCH64_RELATIVE:
+		return elf.R_X86_64_RELATIVE
+	case elf.R_AARCH64_IRELATIVE:
+		return elf.R_X86_64_IRELATIVE
+	case elf.R_AARCH64_TLS_DTPMOD64:
+		return elf.R_X86_64_DTPMOD64
+	case elf.R_AARCH64_TLS_DTPREL64:
+		return elf.R_X86_64_DTPOFF64
+	case elf.R_AARCH64_TLS_TPREL64:
+		return elf.R_X86_64_TPOFF64
+	case elf.R_AARCH64_TLSDESC:
+		return elf.R_X86_64_TLSDESC
+	case elf.R_AARCH64_ABS32:
+		return elf.R_X86_64_32
+	case elf.R_AARCH64_PREL32:
+		return elf.R_X86_64_PC32
+	case elf.R_AARCH64_PREL64:
+		return elf.R_X86_64_PC64
+	}
+	return elf.R_X86_64_NONE
 }
 
 const (

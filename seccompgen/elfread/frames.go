@@ -159,7 +159,7 @@ func cieEncoding(b []byte) (enc byte, signal, ok bool) {
 			b = b[1+used:]
 		case 'S':
 			signal = true
-		case 'B':
+		case 'B', 'G': // AArch64: signed return addresses, tagged frames
 		default:
 			return 0, false, false
 		}

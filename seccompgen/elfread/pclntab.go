@@ -31,7 +31,7 @@ func (f *File) findPCLn() {
 	for _, magic := range []uint32{0xfffffff1, 0xfffffff0} {
 		var pat [8]byte
 		binary.LittleEndian.PutUint32(pat[:], magic)
-		pat[6], pat[7] = 1, 8
+		pat[6], pat[7] = f.quantum(), 8
 		for i := range f.Segments {
 			s := &f.Segments[i]
 			if s.Flags&elf.PF_X != 0 && len(f.Segments) > 1 {
@@ -53,6 +53,14 @@ func (f *File) findPCLn() {
 	}
 }
 
+// quantum is the size of the smallest instruction.
+func (f *File) quantum() byte {
+	if f.Machine == elf.EM_AARCH64 {
+		return 4
+	}
+	return 1
+}
+
 func (f *File) looksLikePCLn(addr uint64) bool {
 	f.GoPCLn = addr
 	fns := f.GoFuncs()
@@ -69,7 +77,7 @@ func plausiblePCLn(b []byte) bool {
 	default:
 		return false
 	}
-	return b[4] == 0 && b[5] == 0 && b[6] == 1 && b[7] == 8
+	return b[4] == 0 && b[5] == 0 && (b[6] == 1 || b[6] == 4) && b[7] == 8
 }
 
 // GoFuncs lists the functions of a Go program (Go 1.18 and later), sorted by
