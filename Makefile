@@ -6,7 +6,8 @@ LDFLAGS  = -s -w -X github.com/declarun/declarun/shim/runtime.Version=$(VERSION)
 # What the demo needs, and what tests need besides.
 DEBIAN   = docker.io containerd runc debootstrap iproute2 iptables procps util-linux
 TESTS    = nftables libseccomp-dev gcc libc6-dev binutils strace curl redis-tools apache2-utils bsdutils \
-	nginx-light redis-server memcached gosu tini busybox-static git perl openssl
+	nginx-light redis-server memcached gosu tini busybox-static git perl openssl \
+	libc6-dbg libbinutils-dbg libkrb5-dbg libgssapi-krb5-2
 
 .PHONY: build install demo test lint bench setup setup-test clean
 

@@ -5,8 +5,9 @@
 //
 // For every program: everything it loads (DT_NEEDED, the interpreter, preloads)
 // and everything it may open by name; a call graph over all of it, from the
-// entry point, initialisers and every function whose address is in data or is
-// taken by live code; at every system call instruction that can be reached, the
+// entry point and initialisers, with every function whose address is taken by
+// live code or lies in an object of data that live code can reach (objects.go);
+// at every system call instruction that can be reached, the
 // values its number register can hold, followed backwards through copies,
 // branches, stack slots and, where the number is an argument, through callers
 // in any file. Each file is summarised once per content and cached; so is the

@@ -62,6 +62,7 @@ func (s *summary) encode() []byte {
 		f := &s.Funcs[i]
 		e.num(f.Addr)
 		e.str(f.Name)
+		e.flag(f.Data)
 		e.ints(f.Calls)
 		e.ints(f.Imports)
 		e.sites(f.Sites)
@@ -179,7 +180,7 @@ func decodeSummary(b []byte) (*summary, error) {
 		if d.bad {
 			return nil, errCorrupt
 		}
-		s.Funcs[i] = function{d.num(), d.str(), d.ints(), d.ints(), d.sites()}
+		s.Funcs[i] = function{d.num(), d.str(), d.num() == 1, d.ints(), d.ints(), d.sites()}
 	}
 	s.Roots = d.ints()
 	s.Imports = d.strs()

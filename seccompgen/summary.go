@@ -34,7 +34,8 @@ type summary struct {
 type function struct {
 	Addr    uint64
 	Name    string
-	Calls   []int32 // functions of this file that are called, jumped to, or whose address is taken
+	Data    bool    // an object of data, with what it points to in Calls and Imports
+	Calls   []int32 // functions and objects of this file that are called, jumped to, or whose address is taken
 	Imports []int32 // likewise of other files, by index in summary.Imports
 	Sites   []site
 }
@@ -100,6 +101,7 @@ type builder struct {
 	taken     []bool         // functions whose address is taken
 	takenSym  map[int32]bool // imports whose address is taken
 	inData    map[int32]bool // imports that data points to
+	data      int32          // the pseudo-function of what data refers to, -1 before there is one
 	m         machine
 	codes     map[int32]code
 	bodies    map[int32]*body
@@ -115,6 +117,13 @@ type builder struct {
 	partial, bail bool
 	coarseSize    uint64
 	written       []uint64 // variables of a Go program that are stored to, sorted
+	// Of data with pointers, where byObject is true: what code refers to, which
+	// segments it lies in, its words, and lists that are run as a whole.
+	byObject bool
+	dataRefs []dataRef
+	pdata    []elfread.Range
+	slotsOf  []slot
+	lists    []elfread.Range
 }
 
 // summarise analyses one file. known are functions of other files that
@@ -152,8 +161,11 @@ func newBuilder(ctx context.Context, f *elfread.File, known map[string][]locatio
 		codes:     map[int32]code{},
 		bodies:    map[int32]*body{},
 		fixed:     f.Type == elf.ET_EXEC,
+		data:      -1,
 	}
 	b.out.NoDefaultLib = f.Flags1&0x800 != 0
+	b.byObject = f.Machine == elf.EM_X86_64 && !b.fixed && f.GoPCLn == 0
+	b.pdata = pointerData(f)
 	return b
 }
 
@@ -497,6 +509,7 @@ func (b *builder) sweep(goAt map[uint64]string, old []elfread.Range, oldExact []
 	b.calls = keep(b.calls, func(r *ref) *int32 { return &r.fn }, now)
 	b.imports = keep(b.imports, func(r *importRef) *int32 { return &r.fn }, now)
 	b.indirect = keep(b.indirect, func(r *importRef) *int32 { return &r.fn }, now)
+	b.dataRefs = keep(b.dataRefs, func(r *dataRef) *int32 { return &r.fn }, now)
 	b.syscalls = keep(b.syscalls, func(r *siteRef) *int32 { return &r.fn }, now)
 	for i := range b.funcs {
 		if i&1023 == 0 {
@@ -554,7 +567,7 @@ func (amd64) sweepFunc(b *builder, fi int32, r elfread.Range) {
 	fall := true // control may run off the end
 	var last uint64
 	stubs, others := 0, 0
-	mark := [...]int{len(b.calls), len(b.imports), len(b.indirect), len(b.syscalls), 0}
+	mark := [...]int{len(b.calls), len(b.imports), len(b.indirect), len(b.syscalls), 0, len(b.dataRefs)}
 	end := mark // what was found up to the last instruction that ends a path
 	for p := 0; p < len(code); {
 		if !x86.Decode(code[p:], &in) || in.Privileged {
@@ -566,13 +579,14 @@ func (amd64) sweepFunc(b *builder, fi int32, r elfread.Range) {
 				b.indirect = b.indirect[:end[2]]
 				b.syscalls = b.syscalls[:end[3]]
 				fn.Sites = fn.Sites[:end[4]]
+				b.dataRefs = b.dataRefs[:end[5]]
 				return
 			}
 			p++
 			continue
 		}
 		if p > 0 && !fall {
-			end = [...]int{len(b.calls), len(b.imports), len(b.indirect), len(b.syscalls), len(fn.Sites)}
+			end = [...]int{len(b.calls), len(b.imports), len(b.indirect), len(b.syscalls), len(fn.Sites), len(b.dataRefs)}
 		}
 		pc := r.Lo + uint64(p)
 		p += int(in.Len)
@@ -633,6 +647,9 @@ func (amd64) sweepFunc(b *builder, fi int32, r elfread.Range) {
 			}
 			others++
 			b.indirect = append(b.indirect, importRef{pc, 0, fi, jump})
+			if in.IsMem && in.RIP {
+				b.refer(fi, &in, in.Address(pc))
+			}
 		case x86.Ret:
 			fall = false
 			others++
@@ -696,11 +713,14 @@ func (b *builder) operand(fi int32, pc uint64, in *x86.Inst) {
 	case in.RIP:
 		a := in.Address(pc)
 		if in.Class == x86.Lea {
+			b.refer(fi, in, a)
 			b.take(fi, a)
 			return
 		}
 		if sym, ok := b.slots[a]; ok && sym != "" {
 			b.imports = append(b.imports, importRef{0, b.importOf(sym), fi, false})
+		} else if !ok {
+			b.refer(fi, in, a)
 		}
 	case b.fixed && in.Class == x86.Lea && in.Base == x86.None && in.Index == x86.None:
 		b.take(fi, uint64(int64(in.Disp)))
@@ -746,23 +766,34 @@ func (b *builder) roots() {
 			b.taken[k] = true
 		}
 	}
-	for _, a := range b.dataPointers() {
-		if !b.f.IsCode(a) {
-			continue
-		}
-		if sym, ok := b.stub(a); ok {
-			if sym != "" {
-				b.takeInData(sym)
+	if b.byObject {
+		b.pointerRoots(func(a uint64) {
+			if b.f.IsCode(a) {
+				add(a)
 			}
-			continue
+		})
+	} else {
+		for _, a := range b.dataPointers() {
+			if !b.f.IsCode(a) {
+				continue
+			}
+			if sym, ok := b.stub(a); ok {
+				if sym != "" {
+					b.takeInData(sym)
+				}
+				continue
+			}
+			add(a)
 		}
-		add(a)
 	}
 	for _, a := range b.f.Init {
 		add(a)
 	}
 	for i := range b.f.Relocs {
 		r := &b.f.Relocs[i]
+		if b.byObject && r.Type == elf.R_X86_64_64 {
+			continue
+		}
 		switch r.Type {
 		case elf.R_X86_64_64, elf.R_X86_64_PC64, elf.R_X86_64_32, elf.R_X86_64_32S, elf.R_X86_64_PC32:
 			if r.Sym != "" {
@@ -811,15 +842,19 @@ func (b *builder) takeInData(sym string) {
 
 // dataFunc is the pseudo-function of what data refers to; it is a root.
 func (b *builder) dataFunc() *function {
-	if len(b.out.Funcs) == len(b.funcs) {
-		b.out.Funcs = append(b.out.Funcs, function{Name: "data"})
-		b.out.Roots = append(b.out.Roots, int32(len(b.funcs)))
+	if b.data < 0 {
+		b.data = int32(len(b.out.Funcs))
+		b.out.Funcs = append(b.out.Funcs, function{Name: "data", Data: true})
+		b.out.Roots = append(b.out.Roots, b.data)
 	}
-	return &b.out.Funcs[len(b.funcs)]
+	return &b.out.Funcs[b.data]
 }
 
 // finish turns references into edges and names functions.
 func (b *builder) finish() {
+	if b.byObject && !b.partial {
+		b.objects()
+	}
 	for i := range b.calls {
 		r := &b.calls[i]
 		if k := b.at(r.to); k >= 0 && k != r.fn {

@@ -43,6 +43,14 @@ func Program(t testing.TB, name string) string {
 	return p
 }
 
+// File needs a file that a package brings.
+func File(t testing.TB, name string) {
+	t.Helper()
+	if _, err := os.Stat(name); err != nil {
+		missing(t, name, err.Error())
+	}
+}
+
 // Runc needs root and runc.
 func Runc(t testing.TB) string {
 	t.Helper()

@@ -97,6 +97,8 @@ type File struct {
 	Relocs  []Reloc
 	Init    []uint64 // DT_INIT, DT_FINI
 	Arrays  []Range  // DT_INIT_ARRAY, DT_FINI_ARRAY, DT_PREINIT_ARRAY
+	TLS     Range    // what thread-local variables start with
+	PLTGOT  uint64   // DT_PLTGOT
 	Frames  []Range  // functions by .eh_frame
 	GoPCLn  uint64   // address of the pclntab of a Go program, 0 for none
 	goText  uint64
@@ -226,6 +228,8 @@ func Read(src io.ReaderAt, size int64) (f *File, err error) {
 		case elf.PT_DYNAMIC:
 			f.Dynamic = true
 			dyn = Range{p.Vaddr, p.Vaddr + p.Filesz}
+		case elf.PT_TLS:
+			f.TLS = Range{p.Vaddr, p.Vaddr + min(p.Filesz, 1<<40)}
 		case elf.PT_GNU_EH_FRAME:
 			f.ehHdr = p.Vaddr
 		case elf.PT_NOTE:
@@ -390,6 +394,23 @@ func (f *File) Section(name string) (Range, bool) {
 	return Range{}, false
 }
 
+// Section is a section that is loaded.
+type Section struct {
+	Name string
+	Range
+}
+
+// Sections lists the sections that are loaded, as far as the file says.
+func (f *File) Sections() []Section {
+	var out []Section
+	for i := range f.sections {
+		if s := &f.sections[i]; s.Addr != 0 && s.Addr < 1<<62 && s.Size < 1<<40 && s.Flags&uint64(elf.SHF_TLS) == 0 {
+			out = append(out, Section{f.sectionName(s), Range{s.Addr, s.Addr + s.Size}})
+		}
+	}
+	return out
+}
+
 func symbols(tab, names []byte) []Symbol {
 	out := make([]Symbol, 0, len(tab)/24)
 	for ; len(tab) >= 24; tab = tab[24:] {
@@ -456,6 +477,7 @@ func (f *File) readDynamic(dyn Range) error {
 	}
 	f.Soname, f.Rpath, f.Runpath = text(elf.DT_SONAME), text(elf.DT_RPATH), text(elf.DT_RUNPATH)
 	f.Flags1 = tags[elf.DT_FLAGS_1]
+	f.PLTGOT = tags[elf.DT_PLTGOT]
 	for _, tag := range []elf.DynTag{elf.DT_INIT, elf.DT_FINI} {
 		if v := tags[tag]; v != 0 {
 			f.Init = append(f.Init, v)
