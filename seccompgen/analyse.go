@@ -116,19 +116,26 @@ func (s *store) knownKey() string {
 }
 
 func analyse(ctx context.Context, r *reader, req Request, cache Cache) (Result, error) {
+	_, out, err := settle(ctx, r, req, cache)
+	return out, err
+}
+
+// settle analyses until no further function turns out to take a call number. It
+// gives what is known of every file, too.
+func settle(ctx context.Context, r *reader, req Request, cache Cache) (*store, Result, error) {
 	st := newStore(r, cache, req.Programs)
 	defer st.wait()
 	for range maxKnown {
 		out, err := st.result(ctx, r, req)
 		if err != nil {
-			return out, err
+			return nil, out, err
 		}
 		st.wait()
 		if !st.learn() {
-			return out, nil
+			return st, out, nil
 		}
 	}
-	return Result{}, errors.New("analyse programs: functions that take a call number refer to each other without end")
+	return nil, Result{}, errors.New("analyse programs: functions that take a call number refer to each other without end")
 }
 
 // maxKnown bounds how often the closure is looked at again because a library

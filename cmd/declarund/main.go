@@ -40,7 +40,9 @@ func complain(w io.Writer, err error) int {
 	if err == nil {
 		return 0
 	}
-	fmt.Fprintf(w, "declarun: %s\n", clean(strings.ReplaceAll(err.Error(), "\n", "; ")))
+	if text := err.Error(); text != "" { // a status may say all
+		fmt.Fprintf(w, "declarun: %s\n", clean(strings.ReplaceAll(text, "\n", "; ")))
+	}
 	var way interface{ Remedy() string }
 	if errors.As(err, &way) && way.Remedy() != "" {
 		fmt.Fprintf(w, "declarun: try: %s\n", clean(way.Remedy()))

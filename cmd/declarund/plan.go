@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -19,6 +20,7 @@ import (
 	"github.com/declarun/declarun/shim/declared"
 	"github.com/declarun/declarun/shim/plan"
 	"github.com/declarun/declarun/shim/planner"
+	"github.com/declarun/declarun/shim/record"
 	"github.com/declarun/declarun/shim/rootfs"
 	"github.com/declarun/declarun/shim/site"
 )
@@ -26,30 +28,58 @@ import (
 func planCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "plan",
-		ArgsUsage: "[COMMAND [ARG...]]",
+		ArgsUsage: "[COMMAND [ARG...]]   or   --diff OLD NEW",
 		Description: "Of one of --image, --rootfs with --config, or --bundle. COMMAND replaces the image's own, as on\n" +
-			"the run command; flags come before it. --rootfs needs no privilege but to read the files.",
+			"the run command; flags come before it. --rootfs needs no privilege but to read the files.\n" +
+			"\n" +
+			"--why SYSCALL prints, for every program that can make the call, the way to it with the fewest\n" +
+			"functions, what runs the program, and in which phase the call is allowed; of a call that is not\n" +
+			"allowed it says why, and the exit status is 1.\n" +
+			"\n" +
+			"--diff prints what NEW widens (+), narrows (-) or changes (~) against OLD. Each of them is an image,\n" +
+			"a plan saved with --json, a bundle's directory, or DIR,FILE: an unpacked image and its\n" +
+			"configuration. As with diff(1) the exit status is 0 if they allow the same, 1 if they do not,\n" +
+			"2 for trouble.\n" +
+			"\n" +
+			"--format oci prints a seccomp profile for use without declarun: docker run --security-opt\n" +
+			"seccomp=FILE, a localhostProfile of Kubernetes, linux.seccomp of a bundle's config.json. It\n" +
+			"knows no phases: it allows what the image needs at any time, and what runc itself needs.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "image", Usage: "image `REF` in Docker's or containerd's store"},
 			&cli.StringFlag{Name: "rootfs", Usage: "image unpacked in `DIR`"},
 			&cli.StringFlag{Name: "config", Aliases: []string{"image-config"}, Usage: "`FILE` with its configuration, or with what docker image inspect prints"},
 			&cli.StringFlag{Name: "bundle", Usage: "OCI bundle in `DIR`"},
 			&cli.StringFlag{Name: "why", Usage: "only what allows `WHAT`: a system call, program, path, port, peer or capability"},
+			&cli.BoolFlag{Name: "diff", Usage: "what NEW allows and OLD does not, and the reverse", DisableDefaultText: true},
 			&cli.BoolFlag{Name: "json", Usage: "as JSON", DisableDefaultText: true},
+			&cli.StringFlag{Name: "format", Usage: "`text`, json, or oci: a seccomp profile for runc, Docker and Kubernetes"},
 		},
 		Action: func(c *cli.Context) error {
-			p, err := makePlan(c)
+			format, err := planFormat(c)
 			if err != nil {
 				return err
 			}
-			if what := c.String("why"); c.IsSet("why") {
-				found, err := p.Why(c.App.Writer, what)
-				if err == nil && !found {
-					err = &advice{fmt.Errorf("plan: nothing allows %q", what), "see the whole plan: the same without --why"}
-				}
+			plans, err := planners(c)
+			if err != nil {
 				return err
 			}
-			if c.Bool("json") {
+			switch {
+			case c.Bool("diff"):
+				return diffPlans(c, plans, format)
+			case c.IsSet("why"):
+				return why(c, plans, c.String("why"), format)
+			case format == "oci":
+				return plainFilter(c, plans)
+			}
+			var p *plan.Plan
+			err = plans.with(c, func(s *subject) (err error) {
+				p, err = plans.of(c.Context, s)
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			if format == "json" {
 				return printJSON(c.App.Writer, p)
 			}
 			return p.Text(c.App.Writer)
@@ -57,7 +87,51 @@ func planCommand() *cli.Command {
 	}
 }
 
-func makePlan(c *cli.Context) (*plan.Plan, error) {
+func planFormat(c *cli.Context) (string, error) {
+	format := c.String("format")
+	if c.Bool("json") {
+		if format != "" && format != "json" {
+			return "", &advice{fmt.Errorf("plan: --json with --format %s", format), "give one of them"}
+		}
+		return "json", nil
+	}
+	switch format {
+	case "":
+		return "text", nil
+	case "text", "json":
+	case "oci":
+		if c.Bool("diff") || c.IsSet("why") {
+			return "", &advice{errors.New("plan: --format oci is of a whole plan"), "leave out --diff and --why"}
+		}
+	default:
+		return "", &advice{fmt.Errorf("plan: no format %q", format), "--format text, json or oci"}
+	}
+	return format, nil
+}
+
+// subject is what a plan is made of.
+type subject struct {
+	declared        *declared.Declared
+	root            *rootfs.Root
+	engine          *specs.LinuxSeccomp
+	assumed         bool // the engine's profile is not known: it is taken to be the usual one
+	noNewPrivileges bool
+	close           []func()
+}
+
+func (s *subject) Close() {
+	for _, f := range slices.Backward(s.close) {
+		f()
+	}
+}
+
+// planning is a planner for a person's command.
+type planning struct {
+	*planner.Planner
+	cache string
+}
+
+func planners(c *cli.Context) (*planning, error) {
 	// The flag --config of this command hides the one of the program.
 	where := site.DefaultPath
 	if up := c.Lineage(); len(up) > 1 {
@@ -67,7 +141,31 @@ func makePlan(c *cli.Context) (*plan.Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	plans := &planner.Planner{Site: func() (*site.Config, error) { return cfg, nil }, Analyse: planner.LocalAnalyser(analysisCache(cfg))}
+	cache := analysisCache(cfg)
+	return &planning{&planner.Planner{Site: func() (*site.Config, error) { return cfg, nil }, Analyse: planner.LocalAnalyser(cache)}, cache}, nil
+}
+
+// of makes the plan. What it assumes, it says.
+func (p *planning) of(ctx context.Context, s *subject) (*plan.Plan, error) {
+	made, err := p.Plan(ctx, s.declared, s.root, s.engine)
+	if err == nil && s.assumed {
+		made.Notes = append(made.Notes, plan.Note{Dimension: record.Syscalls,
+			Text: "the engine's own profile is known when it starts the container: here it is taken to refuse what Docker's default refuses"})
+	}
+	return made, err
+}
+
+// with opens what the flags name.
+func (p *planning) with(c *cli.Context, do func(*subject) error) error {
+	s, err := subjectOf(c)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	return do(s)
+}
+
+func subjectOf(c *cli.Context) (*subject, error) {
 	given := 0
 	for _, name := range []string{"bundle", "rootfs", "image"} {
 		if c.IsSet(name) {
@@ -88,23 +186,14 @@ func makePlan(c *cli.Context) (*plan.Plan, error) {
 	}
 	switch {
 	case c.IsSet("bundle"):
-		return planBundle(c.Context, plans, c.String("bundle"))
+		return bundleSubject(c.String("bundle"))
 	case c.IsSet("rootfs"):
 		if !c.IsSet("config") {
 			return nil, &advice{errors.New("plan: --rootfs without --config"), "docker image inspect IMAGE > image.json, then --config image.json"}
 		}
-		const way = "docker image inspect IMAGE > image.json, then --config image.json"
-		raw, err := os.ReadFile(c.String("config"))
-		if err != nil {
-			return nil, &advice{fmt.Errorf("plan: read the image's configuration: %w", err), way}
-		}
-		d, err := declared.FromImageConfig(raw, command...)
-		if err != nil {
-			return nil, &advice{fmt.Errorf("plan: read the image's configuration %s: %w", c.String("config"), err), way}
-		}
-		return planDir(c.Context, plans, d, c.String("rootfs"), nil)
+		return rootfsSubject(c.String("rootfs"), c.String("config"), command)
 	}
-	return planImage(c.Context, plans, c.String("image"), command)
+	return imageSubject(c.Context, c.String("image"), command)
 }
 
 // analysisCache is the supervisor's where it can be used, else the person's own.
@@ -118,21 +207,35 @@ func analysisCache(cfg *site.Config) string {
 	return ""
 }
 
-func planDir(ctx context.Context, plans *planner.Planner, d *declared.Declared, dir string, engine *specs.LinuxSeccomp) (*plan.Plan, error) {
+func rootfsSubject(dir, config string, command []string) (*subject, error) {
+	const way = "docker image inspect IMAGE > image.json, then --config image.json"
+	raw, err := os.ReadFile(config)
+	if err != nil {
+		return nil, &advice{fmt.Errorf("plan: read the image's configuration: %w", err), way}
+	}
+	d, err := declared.FromImageConfig(raw, command...)
+	if err != nil {
+		return nil, &advice{fmt.Errorf("plan: read the image's configuration %s: %w", config, err), way}
+	}
+	return dirSubject(d, dir)
+}
+
+func dirSubject(d *declared.Declared, dir string) (*subject, error) {
 	root, err := rootfs.Open(dir)
 	if err != nil {
 		return nil, &advice{fmt.Errorf("plan: %w", err), "unpack the image: docker export $(docker create IMAGE) | tar -x -C DIR"}
 	}
-	defer root.Close()
+	s := &subject{declared: d, root: root, engine: planner.UsualProfile(), assumed: true, close: []func(){func() { root.Close() }}}
 	if d.Image.Known {
 		if err := d.ResolveUser(root); err != nil {
+			s.Close()
 			return nil, err
 		}
 	}
-	return plans.Plan(ctx, d, root, engine)
+	return s, nil
 }
 
-func planBundle(ctx context.Context, plans *planner.Planner, dir string) (*plan.Plan, error) {
+func bundleSubject(dir string) (*subject, error) {
 	raw, err := os.ReadFile(filepath.Join(dir, "config.json"))
 	if err != nil {
 		return nil, &advice{fmt.Errorf("plan: read the bundle: %w", err), "--bundle wants the directory with config.json in it; runc spec makes one"}
@@ -156,29 +259,34 @@ func planBundle(ctx context.Context, plans *planner.Planner, dir string) (*plan.
 	if err != nil {
 		return nil, err
 	}
-	defer r.Close()
-	var engine *specs.LinuxSeccomp
+	s := &subject{declared: d, root: r, close: []func(){func() { r.Close() }}}
 	if spec.Linux != nil {
-		engine = spec.Linux.Seccomp
+		s.engine = spec.Linux.Seccomp
 	}
-	return plans.Plan(ctx, d, r, engine)
+	s.noNewPrivileges = spec.Process != nil && spec.Process.NoNewPrivileges
+	return s, nil
 }
 
-func planImage(ctx context.Context, plans *planner.Planner, ref string, command []string) (*plan.Plan, error) {
+func imageSubject(ctx context.Context, ref string, command []string) (*subject, error) {
 	stored, err := declared.FindImage(ctx, ref, declared.Stores{}, command...)
 	if err != nil {
 		return nil, err
 	}
-	defer stored.Close()
+	dir, done := "", func() {}
 	if len(stored.Layers) == 1 {
-		return planDir(ctx, plans, stored.Declared, stored.Layers[0], nil)
-	}
-	dir, done, err := overlayOf(stored.Layers)
-	if err != nil {
+		dir = stored.Layers[0]
+	} else if dir, done, err = overlayOf(stored.Layers); err != nil {
+		stored.Close()
 		return nil, err
 	}
-	defer done()
-	return planDir(ctx, plans, stored.Declared, dir, nil)
+	s, err := dirSubject(stored.Declared, dir)
+	if err != nil {
+		done()
+		stored.Close()
+		return nil, err
+	}
+	s.close = slices.Insert(s.close, 0, func() { stored.Close() }, done)
+	return s, nil
 }
 
 // overlayOf mounts layers read-only, in a mount namespace of this thread's own,

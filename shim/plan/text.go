@@ -359,9 +359,9 @@ func (p *printer) capabilities(all []Capability) {
 	p.entries(entries)
 }
 
-// Why writes every declaration that allows what: a system call, a program by
-// path or name, a writable path, a port, a peer or a capability. It says
-// whether there was any.
+// Why writes every declaration that allows what: a program by path or name, a
+// writable path, a port, a peer or a capability. It says whether there was any.
+// Reasons answers for system calls.
 func (p *Plan) Why(w io.Writer, what string) (found bool, err error) {
 	out := &printer{w: bufio.NewWriter(w)}
 	say := func(title string, origins []record.Origin) {
@@ -372,11 +372,6 @@ func (p *Plan) Why(w io.Writer, what string) (found bool, err error) {
 		}
 		for _, o := range origins {
 			out.line("  ← %s", o)
-		}
-	}
-	for _, c := range p.Syscalls.Allow {
-		if c.Name == what {
-			say(fmt.Sprintf("system call %s (%s)", c.Name, c.Phase), c.Origins)
 		}
 	}
 	for _, e := range p.Processes {

@@ -175,7 +175,6 @@ func TestTextNeverDrivesTheTerminal(t *testing.T) {
 
 func TestWhy(t *testing.T) {
 	for what, want := range map[string]string{
-		"chown":     "system call chown (starting)\n",
 		"postgres":  "program /usr/lib/postgresql/15/bin/postgres (main)\n  ← file /usr/lib/postgresql/15/bin/initdb: string \"postgres\" beside it\n  ← script /usr/local/bin/docker-entrypoint.sh:22: exec \"$@\"\n",
 		loader:      "program " + loader + " (serving)\n",
 		"/tmp":      "writable /tmp\n",

@@ -160,22 +160,28 @@ type made struct {
 	// profile never allows. They are not in the plan; but being refused them is
 	// no deviation of the container's.
 	withheld []plan.Syscall
+	facts    facts
 }
 
 // Plan is for people: what would be planned for a container that nobody runs yet.
 func (p *Planner) Plan(ctx context.Context, d *declared.Declared, root *rootfs.Root, engine *specs.LinuxSeccomp) (*plan.Plan, error) {
+	made, err := p.made(ctx, d, root, engine)
+	if err != nil {
+		return nil, err
+	}
+	return made.plan, nil
+}
+
+func (p *Planner) made(ctx context.Context, d *declared.Declared, root *rootfs.Root, engine *specs.LinuxSeccomp) (*made, error) {
 	cfg, err := p.Site()
 	if err != nil {
 		return nil, err
 	}
 	made, err := p.plan(ctx, cfg, d, root, engine)
-	if err != nil {
-		return nil, err
+	if err == nil && made == nil {
+		err = errors.New("plan: every dimension is off for this container")
 	}
-	if made == nil {
-		return nil, errors.New("plan: every dimension is off for this container")
-	}
-	return made.plan, nil
+	return made, err
 }
 
 func (p *Planner) plan(ctx context.Context, cfg *site.Config, d *declared.Declared, root *rootfs.Root, engine *specs.LinuxSeccomp) (*made, error) {
@@ -217,7 +223,7 @@ func (p *Planner) plan(ctx context.Context, cfg *site.Config, d *declared.Declar
 	var netNotes []plan.Note
 	f.network, netNotes = netpolicy.Derive(d)
 	f.notes = append(f.notes, netNotes...)
-	out := &made{plan: compose(f), declared: d, engine: engine}
+	out := &made{plan: compose(f), declared: d, engine: engine, facts: f}
 	if f.calls != nil {
 		out.has32 = f.calls.Has32
 		for _, c := range f.calls.Calls {
@@ -252,16 +258,9 @@ func unrunnable(c *procmap.Closure, d *declared.Declared, modes map[record.Dimen
 }
 
 func (p *Planner) calls(ctx context.Context, root *rootfs.Root, d *declared.Declared, c *procmap.Closure) (*seccompgen.Result, error) {
-	req := seccompgen.Request{Env: d.Process.Env}
-	for _, a := range c.Analyse {
-		if a.Host != "" { // a mount of the operator's will put it there
-			f, err := os.Open(a.Host)
-			if err != nil {
-				return nil, fmt.Errorf("open mounted program: %w", err)
-			}
-			root.Put(a.Path, f)
-		}
-		req.Programs = append(req.Programs, seccompgen.Program{Path: a.Path, Phase: a.Phase, Origins: a.Origins})
+	req, err := request(root, d, c)
+	if err != nil {
+		return nil, err
 	}
 	if len(req.Programs) == 0 {
 		// The command is not there, or nothing that can be executed: runc says
@@ -273,6 +272,21 @@ func (p *Planner) calls(ctx context.Context, root *rootfs.Root, d *declared.Decl
 		return nil, err
 	}
 	return &result, nil
+}
+
+func request(root *rootfs.Root, d *declared.Declared, c *procmap.Closure) (seccompgen.Request, error) {
+	req := seccompgen.Request{Env: d.Process.Env}
+	for _, a := range c.Analyse {
+		if a.Host != "" { // a mount of the operator's will put it there
+			f, err := os.Open(a.Host)
+			if err != nil {
+				return req, fmt.Errorf("open mounted program: %w", err)
+			}
+			root.Put(a.Path, f)
+		}
+		req.Programs = append(req.Programs, seccompgen.Program{Path: a.Path, Phase: a.Phase, Origins: a.Origins})
+	}
+	return req, nil
 }
 
 // apply turns a plan into the edited config.json and the verdicts.

@@ -1,0 +1,163 @@
+package plan
+
+import (
+	"bufio"
+	"cmp"
+	"fmt"
+	"io"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/declarun/declarun/shim/record"
+)
+
+// Step is one function on the way to a system call.
+type Step struct {
+	File string `json:"file"`
+	Func string `json:"function,omitempty"` // "": the file names none
+	Addr uint64 `json:"address"`            // in the file; 0: data that points on
+}
+
+func (s Step) String() string {
+	switch {
+	case s.Func == "" || s.Addr == 0 && s.Func == "data":
+		if s.Addr == 0 {
+			return "(data that points on)"
+		}
+		return fmt.Sprintf("%+#x", s.Addr)
+	case s.Addr == 0:
+		return s.Func
+	}
+	return fmt.Sprintf("%s (%+#x)", s.Func, s.Addr)
+}
+
+// Way is how one program comes to a system call.
+type Way struct {
+	Program string          `json:"program"`
+	Phase   record.Phase    `json:"phase"`
+	Chain   []record.Origin `json:"chain"` // what runs the program, and what runs that, up to a declaration
+	Start   string          `json:"start"` // why the first of Steps counts
+	Steps   []Step          `json:"steps"`
+	Site    uint64          `json:"site"` // the instruction, in the file of the last step
+	Call    int             `json:"call"` // the number it is made with
+}
+
+// Reasons answers why a system call is allowed, or why it is not.
+type Reasons struct {
+	Call    string       `json:"call"`
+	Allowed bool         `json:"allowed"`
+	Phase   record.Phase `json:"phase,omitempty"`
+	// Because are sentences, the decisive one first.
+	Because []string        `json:"because"`
+	Origins []record.Origin `json:"origins"` // of the plan's entry
+	Ways    []Way           `json:"ways"`    // shortest first, one of each program
+}
+
+// Chain lists what declares that a program may run: the script or program that
+// runs it, what runs that, and so on up to somebody's declaration; the shortest
+// such list.
+func (p *Plan) Chain(program string) []record.Origin {
+	type link struct {
+		path  string
+		chain []record.Origin
+	}
+	var dead []record.Origin // ends in a file that is no program of the plan
+	seen := map[string]bool{program: true}
+	for queue := []link{{path: program}}; len(queue) > 0; queue = queue[1:] {
+		at := queue[0]
+		for _, e := range p.Processes {
+			if e.Path != at.path {
+				continue
+			}
+			for _, o := range e.Origins {
+				chain := append(slices.Clone(at.chain), o)
+				by := runner(o)
+				switch {
+				case by == "":
+					return chain
+				case !slices.ContainsFunc(p.Processes, func(e Process) bool { return e.Path == by }):
+					if dead == nil {
+						dead = chain
+					}
+				case !seen[by]:
+					seen[by] = true
+					queue = append(queue, link{by, chain})
+				}
+			}
+		}
+	}
+	return dead
+}
+
+// runner is the file in which an origin lies that is itself run; "" for what
+// somebody declared.
+func runner(o record.Origin) string {
+	if o.Source != record.FromScript && o.Source != record.FromFile {
+		return ""
+	}
+	at := o.At
+	if o.Source == record.FromScript {
+		if i := strings.LastIndexByte(at, ':'); i > 0 {
+			at = at[:i]
+		}
+	}
+	if i := strings.LastIndex(at, "+0x"); i > 0 {
+		at = at[:i]
+	}
+	if !path.IsAbs(at) {
+		return ""
+	}
+	return at
+}
+
+// Text writes the answer for a person.
+func (r *Reasons) Text(w io.Writer) error {
+	out := &printer{w: bufio.NewWriter(w)}
+	switch {
+	case !r.Allowed:
+		out.line("system call %s: NOT ALLOWED", r.Call)
+	case r.Phase == record.Starting:
+		out.line("system call %s (%s): until the container serves", r.Call, r.Phase)
+	default:
+		out.line("system call %s (%s): for the container's whole life", r.Call, cmp.Or(r.Phase, record.Serving))
+	}
+	for _, b := range r.Because {
+		out.line("  %s", b)
+	}
+	for _, o := range r.Origins {
+		if !slices.Contains([]record.Source{record.FromFile}, o.Source) || len(r.Ways) == 0 {
+			out.line("  ← %s", o)
+		}
+	}
+	for _, way := range r.Ways {
+		out.way(way)
+	}
+	return out.w.Flush()
+}
+
+func (p *printer) way(w Way) {
+	functions := fmt.Sprintf("%d functions", len(w.Steps))
+	switch len(w.Steps) {
+	case 0:
+		functions = "no function"
+	case 1:
+		functions = "1 function"
+	}
+	p.section("%s (%s): %s", w.Program, w.Phase, functions)
+	for _, o := range w.Chain {
+		p.line("  ← %s", clip(o.String(), 2*whyWidth))
+	}
+	p.line("  %s", w.Start)
+	file := ""
+	for _, s := range w.Steps {
+		if s.File != file {
+			file = s.File
+			p.line("    %s", file)
+		}
+		p.line("      %s", s)
+	}
+	if len(w.Steps) > 0 {
+		p.line("      makes system call %d at %+#x", w.Call, w.Site)
+	}
+}
