@@ -62,6 +62,12 @@ func Why(ctx context.Context, root *rootfs.Root, req Request, cache Cache, name 
 	return ways, nil
 }
 
+// IsCall tells whether a word names a system call of an architecture.
+func IsCall(goarch, name string) bool {
+	_, ok := sysno.Number(goarch, name)
+	return ok
+}
+
 // search goes through a linked closure, nearest functions first.
 type search struct {
 	g    *graph

@@ -60,7 +60,7 @@ type trouble struct{ error }
 func (t trouble) Unwrap() error { return t.error }
 func (t trouble) ExitCode() int { return 2 }
 
-func diffPlans(c *cli.Context, plans *planning, format string) error {
+func diffPlans(c *cli.Context, format string) error {
 	for _, name := range []string{"image", "rootfs", "config", "bundle", "why"} {
 		if c.IsSet(name) {
 			return trouble{&advice{fmt.Errorf("plan: --diff with --%s", name), "declarun plan --diff OLD NEW, where each is an image, a saved plan, a bundle, or DIR,FILE"}}
@@ -68,6 +68,10 @@ func diffPlans(c *cli.Context, plans *planning, format string) error {
 	}
 	if c.NArg() != 2 {
 		return trouble{&advice{fmt.Errorf("plan: --diff wants two arguments and got %d", c.NArg()), "declarun plan --diff OLD NEW; flags come first"}}
+	}
+	plans, err := planners(c)
+	if err != nil {
+		return trouble{err}
 	}
 	var both [2]*plan.Plan
 	for i, what := range c.Args().Slice() {
@@ -78,7 +82,6 @@ func diffPlans(c *cli.Context, plans *planning, format string) error {
 		both[i] = p
 	}
 	d := plan.Compare(both[0], both[1])
-	var err error
 	if format == "json" {
 		err = printJSON(c.App.Writer, d)
 	} else {

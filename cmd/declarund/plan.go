@@ -56,16 +56,20 @@ func planCommand() *cli.Command {
 		},
 		Action: func(c *cli.Context) error {
 			format, err := planFormat(c)
+			if err != nil && c.Bool("diff") {
+				err = trouble{err}
+			}
 			if err != nil {
 				return err
+			}
+			if c.Bool("diff") {
+				return diffPlans(c, format)
 			}
 			plans, err := planners(c)
 			if err != nil {
 				return err
 			}
 			switch {
-			case c.Bool("diff"):
-				return diffPlans(c, plans, format)
 			case c.IsSet("why"):
 				return why(c, plans, c.String("why"), format)
 			case format == "oci":

@@ -4,6 +4,7 @@ import (
 	"debug/elf"
 	"encoding/binary"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -126,12 +127,139 @@ func TestPlanOfAnUnpackedImage(t *testing.T) {
 			t.Errorf("--why %s: %+v", what, o)
 		}
 	}
-	if o := c.runAs(t, uid, "plan", "--rootfs", "root", "--config", "image.json", "--why", "ptrace"); o.code != 1 || o.stdout != "" || !strings.Contains(o.stderr, `plan: nothing allows "ptrace"`) {
-		t.Errorf("--why ptrace: %+v", o)
+	for _, what := range []string{"/nowhere", "no_such_call"} {
+		if o := c.runAs(t, uid, "plan", "--rootfs", "root", "--config", "image.json", "--why", what); o.code != 1 || o.stdout != "" || !strings.Contains(o.stderr, "plan: nothing allows \""+what+"\"\ndeclarun: try: ") {
+			t.Errorf("--why %s: %+v", what, o)
+		}
 	}
 	// A command on the command line replaces the image's.
 	if o := c.runAs(t, uid, "plan", "--rootfs", "root", "--config", "image.json", "/bin/server", "--json"); o.code != 0 || !strings.HasPrefix(o.stdout, "image") || !strings.Contains(o.stdout, "/bin/server") {
 		t.Errorf("with a command: %+v", o)
+	}
+}
+
+// --why says how each program comes to a call, or why it is not allowed.
+func TestPlanWhySystemCall(t *testing.T) {
+	c := newCommand(t)
+	c.image(t)
+	ask := func(what string, more ...string) outcome {
+		return c.run(t, append(append([]string{"plan", "--rootfs", "root", "--config", "image.json"}, more...), "--why", what)...)
+	}
+	o := ask("accept4")
+	for _, want := range []string{"system call accept4 (serving): for the container's whole life\n", "/bin/server (serving): ", "/bin/sh (starting): ",
+		"← script /start.sh:", "← image config.Entrypoint", "syscall.accept4 (+0x", "makes system call 288 at +0x"} {
+		if o.code != 0 || o.stderr != "" || !strings.Contains(o.stdout, want) {
+			t.Errorf("no %q: %+v", want, o)
+		}
+	}
+	for what, want := range map[string]string{
+		"ptrace":          "system call ptrace: NOT ALLOWED\n  no code that can run reaches it, in 2 programs",
+		"perf_event_open": "system call perf_event_open: NOT ALLOWED\n  the engine's own seccomp profile refuses it",
+	} {
+		if o := ask(what); o.code != 1 || !strings.HasPrefix(o.stdout, want) || !strings.Contains(o.stderr, "plan: nothing allows the system call "+what) {
+			t.Errorf("--why %s: %+v", what, o)
+		}
+	}
+	var r struct {
+		Allowed bool
+		Phase   string
+		Ways    []struct {
+			Program string
+			Chain   []any
+			Steps   []struct{ File, Function string }
+		}
+	}
+	o = ask("accept4", "--json")
+	if err := json.Unmarshal([]byte(o.stdout), &r); err != nil || !r.Allowed || r.Phase != "serving" || len(r.Ways) != 2 || len(r.Ways[0].Steps) == 0 || len(r.Ways[0].Chain) == 0 {
+		t.Errorf("%v %+v", err, r)
+	}
+	// The way is there the second time too, when the result is known.
+	if again := ask("accept4", "--json"); again != o {
+		t.Errorf("%+v\nand then\n%+v", o, again)
+	}
+}
+
+// The exit status of --diff is diff's.
+func TestPlanDiff(t *testing.T) {
+	c := newCommand(t)
+	c.image(t)
+	saved := c.run(t, "plan", "--rootfs", "root", "--config", "image.json", "--json")
+	c.write(t, "old.json", saved.stdout, 0o644)
+	raw, err := os.ReadFile(filepath.Join(c.dir, "image.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.write(t, "next.json", strings.NewReplacer(`"8080/tcp":{}`, `"8080/tcp":{},"9090/tcp":{}`, `"Volumes":{"/data":{}}`, `"Volumes":{}`).Replace(string(raw)), 0o644)
+	for _, row := range []struct {
+		claim string
+		args  []string
+		code  int
+		out   string // each line is in what is printed
+		err   string
+	}{
+		{"a plan and itself", []string{"old.json", "old.json"}, 0, "", ""},
+		{"a saved plan and the image that it is of", []string{"old.json", "root,image.json"}, 0, "", ""},
+		{"an update", []string{"old.json", "root,next.json"}, 1, "widens (1)\n+ port          9090/tcp (listen)\n← image config.ExposedPorts: EXPOSE 9090/tcp\nnarrows (1)\n- writable path /data (was serving)", ""},
+		{"the update undone", []string{"root,next.json", "old.json"}, 1, "narrows (1)\n- port          9090/tcp (was listen)\nwidens (1)\n+ writable path /data (serving)", ""},
+		{"as JSON", []string{"--json", "old.json", "root,next.json"}, 1, `"effect": "widens"` + "\n" + `"what": "9090/tcp"`, ""},
+		{"one argument", []string{"old.json"}, 2, "", "--diff wants two arguments and got 1"},
+		{"no plan", []string{"old.json", "image.json"}, 2, "", "read plan image.json: "},
+		{"what is not there", []string{"old.json", "nowhere,image.json"}, 2, "", "declarun: try: "},
+		{"with the flags of one plan", []string{"--rootfs", "root", "old.json", "old.json"}, 2, "", "--diff with --rootfs"},
+		{"with another format", []string{"--format", "oci", "old.json", "old.json"}, 2, "", "--format oci is of a whole plan"},
+	} {
+		o := c.run(t, append([]string{"plan", "--diff"}, row.args...)...)
+		if o.code != row.code || !strings.Contains(o.stderr, row.err) || (row.err == "") != (o.stderr == "") || (row.out == "") != (o.stdout == "") {
+			t.Errorf("%s: %+v", row.claim, o)
+		}
+		for want := range strings.SplitSeq(row.out, "\n") {
+			if !strings.Contains(o.stdout, want) {
+				t.Errorf("%s: no %q in %s", row.claim, want, o.stdout)
+			}
+		}
+	}
+}
+
+// What runc, Docker and Kubernetes read: the tests that run containers with it
+// are in integration.
+func TestPlanFormats(t *testing.T) {
+	c := newCommand(t)
+	c.image(t)
+	args := []string{"plan", "--rootfs", "root", "--config", "image.json"}
+	o := c.run(t, append(args, "--format", "oci")...)
+	var p struct {
+		DefaultAction   string
+		DefaultErrnoRet int
+		Architectures   []string
+		Syscalls        []struct {
+			Names    []string
+			Action   string
+			ErrnoRet int
+		}
+	}
+	if err := json.Unmarshal([]byte(o.stdout), &p); err != nil || o.code != 0 || p.DefaultAction != "SCMP_ACT_ERRNO" || p.DefaultErrnoRet != 1 || len(p.Architectures) == 0 {
+		t.Fatalf("%v %+v", err, o)
+	}
+	actions := map[string]string{}
+	for _, s := range p.Syscalls {
+		for _, n := range s.Names {
+			actions[n] += fmt.Sprint(s.Action, s.ErrnoRet)
+		}
+	}
+	for name, want := range map[string]string{"execve": "SCMP_ACT_ALLOW0", "accept4": "SCMP_ACT_ALLOW0", "getdents64": "SCMP_ACT_ALLOW0", "ptrace": "", "clone3": "SCMP_ACT_ERRNO38", "memfd_secret": "SCMP_ACT_ERRNO38"} {
+		if actions[name] != want {
+			t.Errorf("%s: %q, want %q", name, actions[name], want)
+		}
+	}
+	asJSON, format := c.run(t, append(args, "--json")...), c.run(t, append(args, "--format", "json")...)
+	if asJSON.code != 0 || asJSON != format {
+		t.Errorf("--json and --format json differ: %+v, %+v", asJSON, format)
+	}
+	if o := c.run(t, append(args, "--format", "yaml")...); o.code != 1 || o.stdout != "" || !strings.Contains(o.stderr, `no format "yaml"`) {
+		t.Errorf("%+v", o)
+	}
+	if o := c.run(t, append(args, "--format", "oci", "--json")...); o.code != 1 || o.stdout != "" {
+		t.Errorf("%+v", o)
 	}
 }
 

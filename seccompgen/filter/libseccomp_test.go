@@ -289,6 +289,61 @@ func TestFilterIsWhatTheVerdictsSay(t *testing.T) {
 	}
 }
 
+// A profile without a supervisor allows, of what the plan and runc need, what
+// the engine allows; nothing else; and it asks nobody.
+func TestPlainFilterIsWhatThePlanAndTheEngineSay(t *testing.T) {
+	all := inputs(t)
+	usual := input(t)
+	usual.Engine = Usual("amd64")
+	all["usual profile"] = usual
+	for name, in := range all {
+		t.Run(name, func(t *testing.T) {
+			p, err := Plain(in)
+			if in.Widened && in.Engine == nil {
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			ours := load(t, p)
+			engine, err := parseProfile(in.Engine)
+			if err != nil {
+				t.Fatal(err)
+			}
+			needed := map[string]bool{"execve": true}
+			for _, c := range slices.Concat(in.Allow, RuntimeNeeds(in.RuncVersion, in.NoNewPrivileges)) {
+				needed[c.Name] = true
+			}
+			allowed := 0
+			for nr := range 600 {
+				name, named := sysno.Name("amd64", nr)
+				if _, err := libseccomp.GetSyscallFromName(name); !named || err != nil {
+					continue
+				}
+				for _, args := range arguments(name) {
+					got := ours.run(t, unix.AUDIT_ARCH_X86_64, nr, args)
+					if name == "socket" && args[0] >= unix.AF_MAX {
+						continue // as TestFilterIsWhatTheVerdictsSay has it
+					}
+					want := (needed[name] || in.Widened) && engine.rule(name).Allows(name, args)
+					if (got == retAllow) != want || got == retNotify {
+						t.Errorf("%s(%#x): filter says %#x, want allowed %v", name, args[0], got, want)
+					}
+					if !want && got&0xffff0000 != retErrno {
+						t.Errorf("%s(%#x): refused with %#x", name, args[0], got)
+					}
+					if want {
+						allowed++
+					}
+				}
+			}
+			if allowed < 50 {
+				t.Errorf("only %d calls allowed", allowed)
+			}
+		})
+	}
+}
+
 func TestFilterIsWhatTheVerdictsSayOnARM64(t *testing.T) {
 	in := input(t)
 	in.Arch, in.Engine.Architectures = "arm64", []specs.Arch{specs.ArchAARCH64}

@@ -48,7 +48,7 @@ func (e *DenyListError) Remedy() string {
 // otherwise: the filter is loaded earlier there. Other programs of an
 // operator's exec are not provided for.
 func Plain(in Input) (*specs.LinuxSeccomp, error) {
-	in.Mode = record.Enforce
+	in.Mode, in.ListenerPath, in.ListenerMetadata = record.Enforce, "nobody listens", ""
 	if in.Widened && in.Engine == nil {
 		return nil, fmt.Errorf("write a plain filter: %w", &UnprovedError{})
 	}

@@ -131,7 +131,7 @@ func (p *Plan) items() map[string]items {
 	}
 	all[guard] = p.guards()
 	for _, c := range p.Syscalls.Allow {
-		all[call].put(c.Name, item{string(cmp.Or(c.Phase, record.Serving)), reach(c.Phase), c.Origins})
+		all[call].put(c.Name, c.item())
 	}
 	for _, e := range p.Processes {
 		what, how := e.Path, string(cmp.Or(e.Phase, record.Serving))
@@ -160,7 +160,17 @@ func reach(f record.Phase) int {
 	if f == record.Starting {
 		return 1
 	}
-	return 2
+	return 3
+}
+
+// item: a call that a process loses in its loop lasts longer than one of the
+// start alone.
+func (c Syscall) item() item {
+	i := item{string(cmp.Or(c.Phase, record.Serving)), reach(c.Phase), c.Origins}
+	if c.UntilLoop {
+		i.how, i.rank = i.how+", until its loop", i.rank-1
+	}
+	return i
 }
 
 // guards are what holds for a whole dimension.
@@ -191,22 +201,27 @@ func (p *Plan) guards() items {
 func (e Writable) item() item {
 	i := item{string(cmp.Or(e.Phase, record.Serving)), reach(e.Phase), e.Origins}
 	if e.Exec {
-		i.how, i.rank = i.how+", executable", i.rank+2
+		i.how, i.rank = i.how+", executable", i.rank+executable
 	}
 	return i
 }
 
-// covers tells whether a tree of the plan above name is at least as writable.
+// executable is above every phase: what can be executed from a place that can
+// be written is not bounded by the list of programs.
+const executable = 10
+
+// covers tells whether the plan has a tree above name that is at least as
+// writable and executable, for at least as long.
 func (p *Plan) covers(name string, i item) bool {
-	if !p.Storage.ReadonlyRoot && i.rank <= 2 {
+	if !p.Storage.ReadonlyRoot && i.rank < executable {
 		return true
 	}
 	return slices.ContainsFunc(p.Storage.Writable, func(e Writable) bool {
-		above := e.Path == "/" || strings.HasPrefix(name, e.Path+"/")
-		if e.Exec { // at least for as long, then
-			return above && (i.rank <= e.item().rank && i.rank != 2 || reach(e.Phase) == 2)
+		above, phase := e.Path == "/" || strings.HasPrefix(name, e.Path+"/"), reach(e.Phase)
+		if i.rank >= executable {
+			return above && e.Exec && phase >= i.rank-executable
 		}
-		return above && e.item().rank >= i.rank
+		return above && phase >= i.rank
 	})
 }
 

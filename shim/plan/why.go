@@ -48,6 +48,8 @@ type Reasons struct {
 	Call    string       `json:"call"`
 	Allowed bool         `json:"allowed"`
 	Phase   record.Phase `json:"phase,omitempty"`
+	// UntilLoop: see Syscall.
+	UntilLoop bool `json:"until_loop,omitempty"`
 	// Because are sentences, the decisive one first.
 	Because []string        `json:"because"`
 	Origins []record.Origin `json:"origins"` // of the plan's entry
@@ -55,39 +57,47 @@ type Reasons struct {
 }
 
 // Chain lists what declares that a program may run: the script or program that
-// runs it, what runs that, and so on up to somebody's declaration; the shortest
-// such list.
+// runs it, what runs that, and so on up to somebody's declaration. Lines of
+// scripts tell more than the declaration that a script is there for, and that
+// tells more than strings in programs do; what the application runs counts
+// before what its health check does.
 func (p *Plan) Chain(program string) []record.Origin {
-	type link struct {
-		path  string
-		chain []record.Origin
-	}
-	var dead []record.Origin // ends in a file that is no program of the plan
-	seen := map[string]bool{program: true}
-	for queue := []link{{path: program}}; len(queue) > 0; queue = queue[1:] {
-		at := queue[0]
+	chain, _ := p.chain(program, map[string]bool{})
+	return chain
+}
+
+// chain is true where it ends in a declaration.
+func (p *Plan) chain(program string, seen map[string]bool) (dead []record.Origin, ok bool) {
+	seen[program] = true
+	var all []record.Origin
+	for _, application := range []bool{true, false} {
+		var some []record.Origin
 		for _, e := range p.Processes {
-			if e.Path != at.path {
-				continue
-			}
-			for _, o := range e.Origins {
-				chain := append(slices.Clone(at.chain), o)
-				by := runner(o)
-				switch {
-				case by == "":
-					return chain
-				case !slices.ContainsFunc(p.Processes, func(e Process) bool { return e.Path == by }):
-					if dead == nil {
-						dead = chain
-					}
-				case !seen[by]:
-					seen[by] = true
-					queue = append(queue, link{by, chain})
-				}
+			if e.Path == program && (e.Identity == record.Application || e.Identity == "") == application {
+				some = append(some, e.Origins...)
 			}
 		}
+		rank := map[record.Source]int{record.FromScript: -1, record.FromFile: 1}
+		slices.SortStableFunc(some, func(a, b record.Origin) int { return rank[a.Source] - rank[b.Source] })
+		all = append(all, some...)
 	}
-	return dead
+	for _, o := range all {
+		by := runner(o)
+		if by == "" {
+			return []record.Origin{o}, true
+		}
+		if seen[by] {
+			continue
+		}
+		rest, ok := p.chain(by, seen)
+		if ok {
+			return append([]record.Origin{o}, rest...), true
+		}
+		if dead == nil && len(rest) == 0 {
+			dead = []record.Origin{o} // in a file that is no program of the plan
+		}
+	}
+	return dead, false
 }
 
 // runner is the file in which an origin lies that is itself run; "" for what
@@ -119,6 +129,8 @@ func (r *Reasons) Text(w io.Writer) error {
 		out.line("system call %s: NOT ALLOWED", r.Call)
 	case r.Phase == record.Starting:
 		out.line("system call %s (%s): until the container serves", r.Call, r.Phase)
+	case r.UntilLoop:
+		out.line("system call %s (%s): for each process until it is in the loop in which it serves", r.Call, cmp.Or(r.Phase, record.Serving))
 	default:
 		out.line("system call %s (%s): for the container's whole life", r.Call, cmp.Or(r.Phase, record.Serving))
 	}

@@ -9,7 +9,6 @@ import (
 
 	"github.com/declarun/declarun/seccompgen"
 	"github.com/declarun/declarun/seccompgen/filter"
-	"github.com/declarun/declarun/seccompgen/sysno"
 	"github.com/declarun/declarun/shim/declared"
 	"github.com/declarun/declarun/shim/plan"
 	"github.com/declarun/declarun/shim/record"
@@ -30,10 +29,7 @@ func LocalTracer(cacheDir string) Tracer {
 }
 
 // IsCall tells whether a word names a system call of the machine's.
-func IsCall(name string) bool {
-	_, ok := sysno.Number(nativeArch, name)
-	return ok
-}
+func IsCall(name string) bool { return seccompgen.IsCall(nativeArch, name) }
 
 // UsualProfile stands for an engine's profile that is not known yet.
 func UsualProfile() *specs.LinuxSeccomp { return filter.Usual(nativeArch) }
@@ -74,7 +70,7 @@ func (f facts) reasons(p *plan.Plan, name string, ways []plan.Way) *plan.Reasons
 	switch {
 	case at >= 0:
 		c := p.Syscalls.Allow[at]
-		r.Allowed, r.Phase, r.Origins = true, c.Phase, c.Origins
+		r.Allowed, r.Phase, r.UntilLoop, r.Origins = true, c.Phase, c.UntilLoop, c.Origins
 		f.phase(say, c, ways)
 	case refused:
 		say("the engine's own seccomp profile refuses it, whatever the arguments; declarun allows nothing that the engine does not")
