@@ -102,3 +102,16 @@ func Seccomp(t testing.TB) {
 		missing(t, "seccomp", "kernel has no user_notif action")
 	}
 }
+
+// Landlock needs a version of it (1: Linux 5.13, 3: 6.2).
+func Landlock(t testing.TB, version uintptr) {
+	t.Helper()
+	const ask = 1 // LANDLOCK_CREATE_RULESET_VERSION
+	got, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, ask)
+	if errno != 0 {
+		missing(t, "landlock", errno.Error())
+	}
+	if got < version {
+		missing(t, "landlock", "kernel has an older version")
+	}
+}

@@ -33,6 +33,16 @@ import (
 type Rule struct {
 	Name string
 	If   []Cond
+	// Refuse, where it is not 0, has the call fail with this error instead, and
+	// the process live on: for calls that have a second best.
+	Refuse unix.Errno
+}
+
+func (r Rule) verdict() unix.SockFilter {
+	if r.Refuse != 0 {
+		return ret(unix.SECCOMP_RET_ERRNO | uint32(r.Refuse)&unix.SECCOMP_RET_DATA)
+	}
+	return ret(unix.SECCOMP_RET_ALLOW)
 }
 
 // Cond holds where the argument, masked, has the value.
@@ -101,8 +111,8 @@ func Program(arch string, rules []Rule, otherwise uint32) ([]unix.SockFilter, er
 
 // alternatives allows where all conditions of one rule hold.
 func alternatives(rules []Rule, otherwise uint32) ([]unix.SockFilter, error) {
-	if slices.ContainsFunc(rules, func(r Rule) bool { return len(r.If) == 0 }) {
-		return []unix.SockFilter{ret(unix.SECCOMP_RET_ALLOW)}, nil
+	if i := slices.IndexFunc(rules, func(r Rule) bool { return len(r.If) == 0 }); i >= 0 {
+		return []unix.SockFilter{rules[i].verdict()}, nil
 	}
 	// From the last one on: each jumps over its own rest to the one behind it.
 	var out []unix.SockFilter
@@ -123,7 +133,7 @@ func alternatives(rules []Rule, otherwise uint32) ([]unix.SockFilter, error) {
 			}
 			body = append(test, body...)
 		}
-		body = append(body, ret(unix.SECCOMP_RET_ALLOW))
+		body = append(body, r.verdict())
 		for i := range body {
 			if body[i].Code == unix.BPF_JMP|unix.BPF_JEQ|unix.BPF_K {
 				if len(body)-i-1 > 255 {
@@ -155,30 +165,43 @@ func ret(action uint32) unix.SockFilter {
 //
 // Sources: runtime/sys_linux_*.s, runtime/os_linux.go and netpoll_epoll.go of
 // Go 1.26.
+//
+// With cgo, threads are made by the C library: clone3(2), whose flags no filter
+// can judge, fails as it does on older kernels.
 func GoRuntime(pid int) []Rule {
-	return []Rule{
-		{Name: "futex"}, {Name: "nanosleep"}, {Name: "clock_gettime"}, {Name: "clock_nanosleep"}, {Name: "sched_yield"}, {Name: "restart_syscall"},
+	rules := []Rule{
+		{Name: "futex"}, {Name: "nanosleep"}, {Name: "clock_gettime"}, {Name: "sched_yield"}, {Name: "restart_syscall"},
 		{Name: "sched_getaffinity"}, {Name: "getpid"}, {Name: "gettid"}, {Name: "getrandom"},
 		{Name: "rt_sigprocmask"}, {Name: "rt_sigaction"}, {Name: "rt_sigreturn"}, {Name: "sigaltstack"},
 		{Name: "exit"}, {Name: "exit_group"}, {Name: "munmap"}, {Name: "madvise"}, {Name: "mincore"},
 		{Name: "mmap", If: []Cond{None(2, unix.PROT_EXEC), None(3, unix.MAP_SHARED)}},
 		{Name: "mprotect", If: []Cond{None(2, unix.PROT_EXEC)}},
-		{Name: "clone", If: []Cond{{0, ^uint64(0), goThread}}},
-		{Name: "tgkill", If: []Cond{Is(0, uint32(pid))}}, // preemption
+		{Name: "clone", If: []Cond{{0, ^uint64(unix.CLONE_SETTLS), goThread}}}, // with thread-local storage where the machine has it in a register
+		{Name: "tgkill", If: []Cond{Is(0, uint32(pid))}},                       // preemption
 		{Name: "epoll_pwait"}, {Name: "epoll_ctl"},
 		{Name: "prctl", If: []Cond{Is(0, unix.PR_SET_VMA), Is(1, unix.PR_SET_VMA_ANON_NAME)}}, // names for its memory
 	}
+	if withCgo {
+		rules = append(rules, Rule{Name: "clone3", Refuse: unix.ENOSYS}, Rule{Name: "clone", If: []Cond{{0, ^uint64(0), cThread}}},
+			Rule{Name: "rseq"}, Rule{Name: "set_robust_list"})
+	}
+	return rules
 }
 
 // goThread are the flags that Go's runtime starts threads with
 // (runtime/os_linux.go, cloneFlags).
 const goThread = unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLONE_SIGHAND | unix.CLONE_SYSVSEM | unix.CLONE_THREAD
 
+// cThread are those of glibc's and musl's pthread_create without clone3.
+const cThread = goThread | unix.CLONE_SETTLS | unix.CLONE_PARENT_SETTID | unix.CLONE_CHILD_CLEARTID
+
 // Names lists the calls that rules allow, sorted.
 func Names(rules []Rule) []string {
 	var out []string
 	for _, r := range rules {
-		out = append(out, r.Name)
+		if r.Refuse == 0 {
+			out = append(out, r.Name)
+		}
 	}
 	slices.SortFunc(out, cmp.Compare[string])
 	return slices.Compact(out)

@@ -1,6 +1,7 @@
 package planner
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -8,51 +9,61 @@ import (
 	"fmt"
 	"io"
 	"log"
-	"maps"
 	"net"
 	"os"
 	"os/exec"
-	"runtime/debug"
+	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/declarun/declarun/seccompgen"
+	"github.com/declarun/declarun/shim/confine"
+	"github.com/declarun/declarun/shim/declared"
 	"github.com/declarun/declarun/shim/rootfs"
 )
 
 // The analyser reads files that an attacker may have made. It is a child of
-// its own: no privilege but to read files whatever their owner says
-// (CAP_DAC_READ_SEARCH), no network, no descriptors but the image and the
-// cache, bounded in time, memory and output. It lives on from image to image,
-// since starting it costs more than most answers, and is replaced when it dies
-// or takes too long.
+// its own (child_linux.go): no privilege but to read files whatever their owner
+// says (CAP_DAC_READ_SEARCH), no network, no way to write to any file, a
+// system call filter, and bounds on time, memory and output. What it asks to be
+// kept, its parent keeps. It lives on from image to image, since starting it
+// costs more than most answers, and is replaced when it dies or takes too long.
 const (
-	analyserUser   = 65534
-	analyserTime   = 45 * time.Second
-	analyserMemory = 1 << 30 // bytes of heap; the hard limit is on address space
-	analyserSpace  = 8 << 30
+	analyserUser = 65534
+	analyserTime = 45 * time.Second
+	// analyserGrace is for the child's own word on having taken too long.
+	analyserGrace  = 5 * time.Second
 	analysersAtMax = 2
 	maxAnswer      = 32 << 20
 	maxQuestion    = 8 << 20
-	maxFiles       = 128
+	maxKept        = 512 << 20 // bytes that one question may have kept
+	maxSaid        = 4 << 10   // bytes of its standard error that are passed on
+)
+
+// Frames from the child: a kind, a length, and that many bytes.
+const (
+	frameAnswer = 'a' // a reply as JSON
+	framePut    = 'p' // the length of a key, the key, what to keep
 )
 
 type question struct {
-	Request seccompgen.Request `json:"request"`
-	Put     []string           `json:"put,omitempty"` // paths that the further descriptors stand for
+	Declared *declared.Declared `json:"declared"`
+	Limit    time.Duration      `json:"limit"`
 }
 
 type reply struct {
-	Result seccompgen.Result `json:"result"`
-	Error  string            `json:"error,omitempty"`
-	Remedy string            `json:"remedy,omitempty"`
+	Reading Reading `json:"reading"`
+	Error   string  `json:"error,omitempty"`
+	Remedy  string  `json:"remedy,omitempty"`
 }
 
-// AnalysisError is what the analyser said.
+// AnalysisError is what the analyser said, or what became of it.
 type AnalysisError struct{ Text, Way string }
 
 func (e *AnalysisError) Error() string { return e.Text }
@@ -60,14 +71,21 @@ func (e *AnalysisError) Error() string { return e.Text }
 // Remedy is the analyser's advice, if it had any.
 func (e *AnalysisError) Remedy() string { return e.Way }
 
-// LocalAnalyser analyses in this process, for a person's own command.
+// LocalAnalyser reads in this process, for a person's own command.
 func LocalAnalyser(cacheDir string) Analyser {
-	cache := openCache(cacheDir)
-	return func(ctx context.Context, root *rootfs.Root, req seccompgen.Request) (seccompgen.Result, error) {
+	cache := openCache(resultsDir(cacheDir))
+	return func(ctx context.Context, root *rootfs.Root, d *declared.Declared) (Reading, error) {
 		ctx, cancel := context.WithTimeout(ctx, analyserTime)
 		defer cancel()
-		return seccompgen.Analyse(ctx, root, req, cache)
+		return read(ctx, root, d, cache)
 	}
+}
+
+func resultsDir(cacheDir string) string {
+	if cacheDir == "" {
+		return ""
+	}
+	return filepath.Join(cacheDir, "results")
 }
 
 func openCache(dir string) seccompgen.Cache {
@@ -82,18 +100,10 @@ func openCache(dir string) seccompgen.Cache {
 	return cache
 }
 
-// GuardedAnalyser analyses in children started as "EXECUTABLE arg". The cache
-// directory is given to their user.
+// GuardedAnalyser reads in children started as "EXECUTABLE arg".
 func GuardedAnalyser(cacheDir, arg string) (Analyser, error) {
-	dir := cacheDir + "/analysis"
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make the analysis cache: %w", err)
-	}
-	if err := os.Chown(dir, analyserUser, analyserUser); err != nil {
-		return nil, fmt.Errorf("make the analysis cache: %w", err)
-	}
-	// Not by its path: the directories above it may be closed to the analyser's user.
-	pool := &analysers{self: "/proc/self/exe", arg: arg, cache: dir, slots: make(chan *analyser, analysersAtMax)}
+	pool := &analysers{self: "/proc/self/exe", arg: arg, dir: resultsDir(cacheDir), limit: analyserTime, slots: make(chan *analyser, analysersAtMax)}
+	pool.cache = openCache(pool.dir)
 	for range analysersAtMax {
 		pool.slots <- nil
 	}
@@ -101,22 +111,27 @@ func GuardedAnalyser(cacheDir, arg string) (Analyser, error) {
 }
 
 type analysers struct {
-	self, arg, cache string
-	slots            chan *analyser // nil: not started
+	self, arg, dir string
+	cache          seccompgen.Cache
+	limit          time.Duration
+	slots          chan *analyser // nil: not started
 }
 
+// analyser is one child.
 type analyser struct {
-	cmd  *exec.Cmd
-	conn *net.UnixConn
-	wait sync.Once
+	cmd       *exec.Cmd
+	conn      *net.UnixConn
+	said      *tail
+	forbidden atomic.Pointer[string] // the call that it was ended for
+	wait      sync.Once
 }
 
-func (p *analysers) analyse(ctx context.Context, root *rootfs.Root, req seccompgen.Request) (seccompgen.Result, error) {
+func (p *analysers) analyse(ctx context.Context, root *rootfs.Root, d *declared.Declared) (Reading, error) {
 	var a *analyser
 	select {
 	case a = <-p.slots:
 	case <-ctx.Done():
-		return seccompgen.Result{}, fmt.Errorf("wait for an analyser: %w", ctx.Err())
+		return Reading{}, fmt.Errorf("wait for an analyser: %w", ctx.Err())
 	}
 	keep := false
 	defer func() {
@@ -126,34 +141,60 @@ func (p *analysers) analyse(ctx context.Context, root *rootfs.Root, req seccompg
 		}
 		p.slots <- a
 	}()
-	limit := time.Now().Add(analyserTime)
+	limit := time.Now().Add(p.limit)
 	if d, ok := ctx.Deadline(); ok && d.Before(limit) {
 		limit = d
 	}
-	var r reply
-	err := errors.New("not started")
-	if a != nil {
-		// It may have died since it was last asked, of nothing that this image did.
-		if r, err = a.ask(root, req, limit); err != nil && time.Now().Before(limit) {
-			a.end()
-			a = nil
-		}
+	if a != nil && !a.alive() { // since it was last asked, and of nothing that this image did
+		a.end()
+		a = nil
 	}
 	if a == nil {
+		var err error
 		if a, err = p.start(); err != nil {
-			return seccompgen.Result{}, fmt.Errorf("start the analyser: %w", err)
+			return Reading{}, fmt.Errorf("start the analyser: %w", err)
 		}
-		r, err = a.ask(root, req, limit)
 	}
+	r, err := a.ask(root, d, limit, p.cache)
 	if err != nil {
-		return seccompgen.Result{}, &AnalysisError{fmt.Sprintf("analyse the image's programs: the analyser died or took too long: %v", err),
-			"look at the supervisor's log; to start the container without it, run it with mode syscalls=off"}
+		return Reading{}, a.postMortem(err, p.limit)
 	}
 	keep = true
 	if r.Error != "" {
-		return seccompgen.Result{}, &AnalysisError{r.Error, r.Remedy}
+		return r.Reading, &AnalysisError{r.Error, r.Remedy}
 	}
-	return r.Result, nil
+	return r.Reading, nil
+}
+
+// postMortem ends a child that gave no answer and says why it did not.
+func (a *analyser) postMortem(cause error, limit time.Duration) *AnalysisError {
+	a.end()
+	const what = "analyse the image's programs: the analyser "
+	const without = "list the image under exclude in the site's configuration to run it without declarun"
+	said := a.said.String()
+	if said != "" {
+		log.Printf("declarund: the analyser's last words: %s", said)
+	}
+	state := a.cmd.ProcessState
+	switch {
+	case a.forbidden.Load() != nil:
+		return &AnalysisError{fmt.Sprintf("%swas ended: it made the system call %s, which is not for it", what, *a.forbidden.Load()),
+			"a file of the image may have taken it over: do not run the image, and report it; " + without}
+	case state != nil && state.Sys().(syscall.WaitStatus).Signal() == unix.SIGSYS:
+		return &AnalysisError{what + "was ended by the kernel: it made a system call that is not for it",
+			"a file of the image may have taken it over: do not run the image, and report it; " + without}
+	case errors.Is(cause, os.ErrDeadlineExceeded):
+		return &AnalysisError{fmt.Sprintf("%stook longer than %v", what, limit),
+			"the image is very large, or made to take long: try again, since what was found is kept; " + without}
+	case errors.Is(cause, errFlood):
+		return &AnalysisError{fmt.Sprintf("%ssaid too much: %v", what, cause),
+			"the image has more programs than a container needs, or is made to have: give the command to run; " + without}
+	case strings.Contains(said, "out of memory") || strings.Contains(said, "cannot allocate memory"):
+		return &AnalysisError{fmt.Sprintf("%sneeds more than the %d MiB of memory that it may have", what, analyserMemory>>20),
+			"the image is very large, or made to need it: give the command to run; " + without}
+	}
+	return &AnalysisError{fmt.Sprintf("%sdied: %v: %v", what, state, cause),
+		"look at the supervisor's log, and report it; " + without}
 }
 
 func (p *analysers) start() (*analyser, error) {
@@ -169,46 +210,122 @@ func (p *analysers) start() (*analyser, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn := c.(*net.UnixConn)
-	cmd := exec.Command(p.self, p.arg)
-	cmd.Env = []string{"DECLARUN_ANALYSIS_CACHE=" + p.cache}
-	cmd.Dir = "/"
-	cmd.Stderr = os.Stderr
-	cmd.ExtraFiles = []*os.File{theirs}
-	cmd.SysProcAttr = &syscall.SysProcAttr{
+	// Opened here: the thread that starts it may write to no file, not even this.
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	defer null.Close()
+	a := &analyser{conn: c.(*net.UnixConn), said: &tail{}}
+	a.cmd = exec.Command(p.self, p.arg)
+	a.cmd.Env = []string{}
+	a.cmd.Dir = "/"
+	a.cmd.Stdin, a.cmd.Stdout, a.cmd.Stderr = null, null, a.said
+	a.cmd.ExtraFiles = []*os.File{theirs}
+	if dir, ok := p.cache.(*seccompgen.DirCache); ok {
+		a.cmd.ExtraFiles = append(a.cmd.ExtraFiles, dir.Dir())
+	} else {
+		a.cmd.ExtraFiles = append(a.cmd.ExtraFiles, null)
+	}
+	a.cmd.SysProcAttr = &syscall.SysProcAttr{
 		Credential:  &syscall.Credential{Uid: analyserUser, Gid: analyserUser},
 		AmbientCaps: []uintptr{unix.CAP_DAC_READ_SEARCH},
 		Cloneflags:  syscall.CLONE_NEWNET | syscall.CLONE_NEWIPC,
 		Pdeathsig:   syscall.SIGKILL,
 		Setsid:      true,
 	}
-	if err := startFromThread(cmd); err != nil {
-		conn.Close()
+	if err := startFromThread(a.cmd); err != nil {
+		c.Close()
 		return nil, err
 	}
-	return &analyser{cmd: cmd, conn: conn}, nil
+	theirs.Close()
+	if err := a.greet(); err != nil {
+		return nil, a.postMortem(err, startTime)
+	}
+	return a, nil
+}
+
+const startTime = 10 * time.Second
+
+// greet waits until the child is confined, and takes the listener from which
+// its forbidden calls are learnt.
+func (a *analyser) greet() error {
+	if err := a.conn.SetDeadline(time.Now().Add(startTime)); err != nil {
+		return err
+	}
+	hello, oob := make([]byte, 1), make([]byte, unix.CmsgSpace(4))
+	n, oobn, _, _, err := a.conn.ReadMsgUnix(hello, oob)
+	if err != nil {
+		return err
+	}
+	files, err := received(oob[:oobn])
+	if err != nil {
+		return err
+	}
+	switch {
+	case n == 0:
+		return io.EOF
+	case hello[0] == helloFatal && len(files) == 0:
+		return nil
+	case hello[0] != helloListener || len(files) != 1:
+		for _, f := range files {
+			f.Close()
+		}
+		return errors.New("it is not confined")
+	}
+	go func() {
+		defer files[0].Close()
+		if name := confine.Watch(files[0]); name != "" {
+			a.forbidden.Store(&name)
+			_ = a.cmd.Process.Kill()
+		}
+	}()
+	return nil
 }
 
 // startFromThread: Pdeathsig is about the thread that started the child, and Go
-// ends threads as it likes. One thread is kept for it.
+// ends threads as it likes. One thread is kept for it; what it starts may
+// change no file, as far as the kernel has Landlock.
 func startFromThread(cmd *exec.Cmd) error {
 	starter.once.Do(func() {
-		starter.work = make(chan func())
+		starter.work = make(chan func(error))
 		go func() {
 			lockThread()
+			_, err := confine.Landlock()
 			for f := range starter.work {
-				f()
+				f(err)
 			}
 		}()
 	})
 	done := make(chan error)
-	starter.work <- func() { done <- cmd.Start() }
+	starter.work <- func(err error) {
+		if err == nil {
+			err = cmd.Start()
+		}
+		done <- err
+	}
 	return <-done
 }
 
 var starter struct {
 	once sync.Once
-	work chan func()
+	work chan func(error)
+}
+
+// alive tells whether the other end of the connection is there.
+func (a *analyser) alive() bool {
+	raw, err := a.conn.SyscallConn()
+	if err != nil {
+		return false
+	}
+	gone := true
+	err = raw.Control(func(fd uintptr) {
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(p, 0)
+		gone = err != nil || n != 0 // it has nothing to say that was not asked
+	})
+	return err == nil && !gone
 }
 
 func (a *analyser) end() {
@@ -222,170 +339,108 @@ func (a *analyser) end() {
 	})
 }
 
-func (a *analyser) ask(root *rootfs.Root, req seccompgen.Request, limit time.Time) (reply, error) {
-	q := question{Request: req}
-	fds := []int{int(root.File().Fd())}
-	given := root.Given()
-	for _, name := range slices.Sorted(maps.Keys(given)) {
-		if len(fds) == maxFiles {
-			return reply{}, fmt.Errorf("more than %d mounted programs", maxFiles-1)
-		}
-		q.Put = append(q.Put, name)
-		fds = append(fds, int(given[name].Fd()))
-	}
-	body, err := json.Marshal(q)
+var errFlood = errors.New("more than is allowed")
+
+func (a *analyser) ask(root *rootfs.Root, d *declared.Declared, limit time.Time, cache seccompgen.Cache) (reply, error) {
+	body, err := json.Marshal(question{Declared: d, Limit: time.Until(limit)})
 	if err != nil {
 		return reply{}, err
 	}
-	if err := a.conn.SetDeadline(limit); err != nil {
+	if len(body) > maxQuestion {
+		return reply{}, fmt.Errorf("a question of %d bytes: %w", len(body), errFlood)
+	}
+	if err := a.conn.SetDeadline(limit.Add(analyserGrace)); err != nil {
 		return reply{}, err
 	}
 	head := binary.BigEndian.AppendUint32(nil, uint32(len(body)))
-	if _, _, err := a.conn.WriteMsgUnix(head, unix.UnixRights(fds...), nil); err != nil {
+	if _, _, err := a.conn.WriteMsgUnix(head, unix.UnixRights(int(root.File().Fd())), nil); err != nil {
 		return reply{}, err
 	}
 	if _, err := a.conn.Write(body); err != nil {
 		return reply{}, err
 	}
-	raw, err := readSized(a.conn, maxAnswer)
-	if err != nil {
-		return reply{}, err
-	}
-	var r reply
-	return r, json.Unmarshal(raw, &r)
-}
-
-func readSized(r io.Reader, limit uint32) ([]byte, error) {
-	var head [4]byte
-	if _, err := io.ReadFull(r, head[:]); err != nil {
-		return nil, err
-	}
-	n := binary.BigEndian.Uint32(head[:])
-	if n > limit {
-		return nil, fmt.Errorf("%d bytes where at most %d are allowed", n, limit)
-	}
-	body := make([]byte, n)
-	_, err := io.ReadFull(r, body)
-	return body, err
-}
-
-// AnalyseChild is the child's main program. It ends with its parent.
-func AnalyseChild() error {
-	debug.SetMemoryLimit(analyserMemory)
-	for what, limit := range map[int]uint64{
-		unix.RLIMIT_AS: analyserSpace, unix.RLIMIT_NOFILE: 1024, unix.RLIMIT_FSIZE: 256 << 20, unix.RLIMIT_CORE: 0,
-	} {
-		if err := unix.Setrlimit(what, &unix.Rlimit{Cur: limit, Max: limit}); err != nil {
-			return fmt.Errorf("limit the analyser: %w", err)
-		}
-	}
-	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("limit the analyser: %w", err)
-	}
-	f := os.NewFile(3, "parent")
-	c, err := net.FileConn(f)
-	if err != nil {
-		return fmt.Errorf("talk to the parent: %w", err)
-	}
-	f.Close()
-	conn := c.(*net.UnixConn)
-	cache := openCache(os.Getenv("DECLARUN_ANALYSIS_CACHE"))
+	kept := 0
 	for {
-		if err := serveQuestion(conn, cache); err != nil {
-			if errors.Is(err, io.EOF) {
-				return nil
-			}
-			return err
-		}
-		debug.FreeOSMemory()
-	}
-}
-
-func serveQuestion(conn *net.UnixConn, cache seccompgen.Cache) error {
-	head, oob := make([]byte, 4), make([]byte, unix.CmsgSpace(4*maxFiles))
-	n, oobn, _, _, err := conn.ReadMsgUnix(head, oob)
-	if err != nil {
-		return err
-	}
-	if n == 0 {
-		return io.EOF
-	}
-	files, err := received(oob[:oobn])
-	if err != nil {
-		return err
-	}
-	if n != 4 || len(files) == 0 {
-		return errors.New("read question: no size or no image")
-	}
-	size := binary.BigEndian.Uint32(head)
-	if size > maxQuestion {
-		return errors.New("read question: too large")
-	}
-	body := make([]byte, size)
-	if _, err := io.ReadFull(conn, body); err != nil {
-		return err
-	}
-	var q question
-	if err := json.Unmarshal(body, &q); err != nil {
-		return err
-	}
-	raw, err := json.Marshal(answer(q, files, cache))
-	if err != nil {
-		return err
-	}
-	if _, err := conn.Write(binary.BigEndian.AppendUint32(nil, uint32(len(raw)))); err != nil {
-		return err
-	}
-	_, err = conn.Write(raw)
-	return err
-}
-
-func received(oob []byte) ([]*os.File, error) {
-	messages, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return nil, err
-	}
-	var files []*os.File
-	for i := range messages {
-		fds, err := unix.ParseUnixRights(&messages[i])
+		kind, frame, err := readFrame(a.conn)
 		if err != nil {
-			return nil, err
+			return reply{}, err
 		}
-		for _, fd := range fds {
-			unix.CloseOnExec(fd)
-			files = append(files, os.NewFile(uintptr(fd), "given"))
+		switch kind {
+		case frameAnswer:
+			var r reply
+			return r, json.Unmarshal(frame, &r)
+		case framePut:
+			if kept += len(frame); kept > maxKept {
+				return reply{}, fmt.Errorf("%d bytes to be kept: %w", kept, errFlood)
+			}
+			key, data, ok := splitPut(frame)
+			if !ok {
+				return reply{}, errors.New("read what is to be kept: no key")
+			}
+			cache.Put(key, data)
+		default:
+			return reply{}, fmt.Errorf("read frame: no kind %q", kind)
 		}
 	}
-	return files, nil
 }
 
-func answer(q question, files []*os.File, cache seccompgen.Cache) (r reply) {
-	defer func() {
-		if p := recover(); p != nil {
-			r = reply{Error: fmt.Sprintf("analyse the image's programs: %v", p)}
-		}
-	}()
-	root, err := rootfs.FromFile(files[0])
-	if err != nil {
-		return reply{Error: err.Error()}
+// maxFrame is by kind: what is kept may be larger than what is answered.
+var maxFrame = map[byte]uint32{frameAnswer: maxAnswer, framePut: seccompgen.MaxEntry + 4096}
+
+func readFrame(r io.Reader) (kind byte, body []byte, err error) {
+	var head [5]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return 0, nil, err
 	}
-	defer root.Close()
-	for i, name := range q.Put {
-		if i+1 < len(files) {
-			root.Put(name, files[i+1])
-		}
+	kind, n := head[0], binary.BigEndian.Uint32(head[1:])
+	if n > maxFrame[kind] {
+		return 0, nil, fmt.Errorf("a frame of %d bytes: %w", n, errFlood)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), analyserTime)
-	defer cancel()
-	result, err := seccompgen.Analyse(ctx, root, q.Request, cache)
-	if err != nil {
-		r.Error = err.Error()
-		var way interface{ Remedy() string }
-		if errors.As(err, &way) {
-			r.Remedy = way.Remedy()
-		}
-		return r
+	// As it comes: a length is quickly said.
+	var b bytes.Buffer
+	if _, err := io.CopyN(&b, r, int64(n)); err != nil {
+		return 0, nil, err
 	}
-	r.Result = result
-	return r
+	return kind, b.Bytes(), nil
+}
+
+func appendFrame(b []byte, kind byte, size int) []byte {
+	return binary.BigEndian.AppendUint32(append(b, kind), uint32(size))
+}
+
+func splitPut(frame []byte) (key string, data []byte, ok bool) {
+	if len(frame) < 4 {
+		return "", nil, false
+	}
+	n := binary.BigEndian.Uint32(frame)
+	if n > uint32(len(frame)-4) || n > 4096 {
+		return "", nil, false
+	}
+	return string(frame[4 : 4+n]), frame[4+n:], true
+}
+
+// tail keeps the first and the last of what is written: Go names a death at
+// its beginning.
+type tail struct {
+	mu   sync.Mutex
+	head []byte
+	last []byte
+}
+
+func (t *tail) Write(b []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := min(len(b), maxSaid/2-len(t.head))
+	t.head = append(t.head, b[:n]...)
+	t.last = append(t.last, b[n:]...)
+	if over := len(t.last) - maxSaid/2; over > 0 {
+		t.last = slices.Delete(t.last, 0, over)
+	}
+	return len(b), nil
+}
+
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return strings.ToValidUTF8(string(t.head)+string(t.last), "�")
 }

@@ -15,7 +15,6 @@ import (
 
 	"github.com/declarun/declarun/netpolicy"
 	"github.com/declarun/declarun/procmap"
-	"github.com/declarun/declarun/seccompgen"
 	"github.com/declarun/declarun/seccompgen/filter"
 	"github.com/declarun/declarun/shim/admission"
 	"github.com/declarun/declarun/shim/bundle"
@@ -27,9 +26,9 @@ import (
 	"github.com/declarun/declarun/shim/supervise"
 )
 
-// Analyser finds the system calls of programs. In the supervisor it is a
-// guarded child process.
-type Analyser func(ctx context.Context, root *rootfs.Root, req seccompgen.Request) (seccompgen.Result, error)
+// Analyser reads the files of an image. In the supervisor it is a guarded child
+// process. With an error it may give what it read before.
+type Analyser func(ctx context.Context, root *rootfs.Root, d *declared.Declared) (Reading, error)
 
 // Planner plans containers. It is safe for concurrent use.
 type Planner struct {
@@ -196,29 +195,25 @@ func (p *Planner) plan(ctx context.Context, cfg *site.Config, d *declared.Declar
 	if f.arch != nativeArch {
 		f.arch = nativeArch // what the kernel runs counts; the analyser says if a program is foreign
 	}
-	osRelease, lists, err := admission.Inspect(root)
-	if err != nil {
-		return nil, fmt.Errorf("look at the image's packages: %w", err)
+	reading, failed := p.Analyse(ctx, root, d)
+	if reading.Closure != nil {
+		if err := unrunnable(reading.Closure, d, modes); err != nil {
+			return nil, err
+		}
 	}
-	f.admission = admission.Judge(d, osRelease, lists, p.now(), cfg.AdmissionRules)
-	if f.closure, err = procmap.Derive(ctx, root, d); err != nil {
-		return nil, fmt.Errorf("work out which programs run: %w", err)
+	if failed != nil {
+		return nil, failed
 	}
+	if reading.Closure == nil || reading.Calls == nil && !reading.Closure.Wide {
+		return nil, errors.New("analyse the image's programs: the answer is not whole")
+	}
+	f.closure, f.calls = reading.Closure, reading.Calls
+	f.admission = admission.Judge(d, reading.OSRelease, reading.Packages, p.now(), cfg.AdmissionRules)
 	f.notes = append(f.notes, f.closure.Notes...)
-	if err := unrunnable(f.closure, d, modes); err != nil {
-		return nil, err
-	}
 	if engine != nil {
 		if f.engine, err = filter.AllowedBy(engine); err != nil {
 			return nil, fmt.Errorf("read the engine's seccomp profile: %w", err)
 		}
-	}
-	if !f.closure.Wide {
-		calls, err := p.calls(ctx, root, d, f.closure)
-		if err != nil {
-			return nil, fmt.Errorf("work out the system calls: %w", err)
-		}
-		f.calls = calls
 	}
 	var netNotes []plan.Note
 	f.network, netNotes = netpolicy.Derive(d)
@@ -255,38 +250,6 @@ func unrunnable(c *procmap.Closure, d *declared.Declared, modes map[record.Dimen
 		return nil
 	}
 	return &UnrunnableError{Program: d.Process.Args[0], Mount: c.Unrunnable}
-}
-
-func (p *Planner) calls(ctx context.Context, root *rootfs.Root, d *declared.Declared, c *procmap.Closure) (*seccompgen.Result, error) {
-	req, err := request(root, d, c)
-	if err != nil {
-		return nil, err
-	}
-	if len(req.Programs) == 0 {
-		// The command is not there, or nothing that can be executed: runc says
-		// so better than anybody, and nothing of the image will run.
-		return &seccompgen.Result{}, nil
-	}
-	result, err := p.Analyse(ctx, root, req)
-	if err != nil {
-		return nil, err
-	}
-	return &result, nil
-}
-
-func request(root *rootfs.Root, d *declared.Declared, c *procmap.Closure) (seccompgen.Request, error) {
-	req := seccompgen.Request{Env: d.Process.Env}
-	for _, a := range c.Analyse {
-		if a.Host != "" { // a mount of the operator's will put it there
-			f, err := os.Open(a.Host)
-			if err != nil {
-				return req, fmt.Errorf("open mounted program: %w", err)
-			}
-			root.Put(a.Path, f)
-		}
-		req.Programs = append(req.Programs, seccompgen.Program{Path: a.Path, Phase: a.Phase, Origins: a.Origins})
-	}
-	return req, nil
 }
 
 // apply turns a plan into the edited config.json and the verdicts.

@@ -20,7 +20,7 @@ type Tracer func(ctx context.Context, root *rootfs.Root, req seccompgen.Request,
 
 // LocalTracer looks for them in this process, for a person's own command.
 func LocalTracer(cacheDir string) Tracer {
-	cache := openCache(cacheDir)
+	cache := openCache(resultsDir(cacheDir))
 	return func(ctx context.Context, root *rootfs.Root, req seccompgen.Request, name string) ([]plan.Way, error) {
 		ctx, cancel := context.WithTimeout(ctx, 2*analyserTime)
 		defer cancel()

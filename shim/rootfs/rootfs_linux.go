@@ -45,9 +45,6 @@ func (r *Root) Put(name string, file *os.File) {
 	r.instead[path.Clean("/"+name)] = file
 }
 
-// Given lists what Put put there.
-func (r *Root) Given() map[string]*os.File { return r.instead }
-
 // Open opens the directory dir as a root filesystem.
 func Open(dir string) (*Root, error) {
 	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)

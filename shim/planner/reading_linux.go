@@ -1,0 +1,79 @@
+package planner
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/declarun/declarun/procmap"
+	"github.com/declarun/declarun/seccompgen"
+	"github.com/declarun/declarun/shim/admission"
+	"github.com/declarun/declarun/shim/declared"
+	"github.com/declarun/declarun/shim/rootfs"
+)
+
+// Reading is all that a plan takes from the files of the image and of the
+// mounts over it. They may be made by an attacker: nothing else of declarun
+// looks into them before the container runs.
+type Reading struct {
+	OSRelease map[string]string   `json:"os_release,omitempty"`
+	Packages  *admission.AptState `json:"packages,omitempty"`
+	Closure   *procmap.Closure    `json:"closure,omitempty"`
+	// Calls is nil where the closure is wide: what runs is then not known.
+	Calls *seccompgen.Result `json:"calls,omitempty"`
+}
+
+// read reads an image. With an error comes what was read until then.
+func read(ctx context.Context, root *rootfs.Root, d *declared.Declared, cache seccompgen.Cache) (Reading, error) {
+	var r Reading
+	var err error
+	if r.OSRelease, r.Packages, err = admission.Inspect(root); err != nil {
+		return r, fmt.Errorf("look at the image's packages: %w", err)
+	}
+	if r.Closure, err = procmap.Derive(ctx, root, d); err != nil {
+		return r, fmt.Errorf("work out which programs run: %w", err)
+	}
+	if r.Closure.Wide {
+		return r, nil
+	}
+	if r.Calls, err = calls(ctx, root, d, r.Closure, cache); err != nil {
+		return r, fmt.Errorf("work out the system calls: %w", err)
+	}
+	return r, nil
+}
+
+func calls(ctx context.Context, root *rootfs.Root, d *declared.Declared, c *procmap.Closure, cache seccompgen.Cache) (*seccompgen.Result, error) {
+	req, err := request(root, d, c)
+	if err != nil {
+		return nil, err
+	}
+	if len(req.Programs) == 0 {
+		// The command is not there, or nothing that can be executed: runc says
+		// so better than anybody, and nothing of the image will run.
+		return &seccompgen.Result{}, nil
+	}
+	result, err := seccompgen.Analyse(ctx, root, req, cache)
+	if err != nil {
+		return nil, err
+	}
+	return &result, nil
+}
+
+// request asks for the system calls of a closure. The programs that mounts will
+// bring are put into the root.
+func request(root *rootfs.Root, d *declared.Declared, c *procmap.Closure) (seccompgen.Request, error) {
+	req := seccompgen.Request{Env: d.Process.Env}
+	for _, a := range c.Analyse {
+		if a.Host != "" {
+			f, err := os.OpenFile(a.Host, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+			if err != nil {
+				return req, fmt.Errorf("open mounted program: %w", err)
+			}
+			root.Put(a.Path, f)
+		}
+		req.Programs = append(req.Programs, seccompgen.Program{Path: a.Path, Phase: a.Phase, Origins: a.Origins})
+	}
+	return req, nil
+}
