@@ -75,8 +75,10 @@ func Analyse(ctx context.Context, root *rootfs.Root, req Request, cache Cache) (
 	if err != nil {
 		return Result{}, err
 	}
-	if b, err := json.Marshal(answer{res, r.seen}); err == nil {
-		cache.Put(key, b)
+	if !slices.Contains(slices.Collect(maps.Values(r.seen)), unsure) {
+		if b, err := json.Marshal(answer{res, r.seen}); err == nil {
+			cache.Put(key, b)
+		}
 	}
 	return res, nil
 }

@@ -384,6 +384,7 @@ func TestCache(t *testing.T) {
 	dir := t.TempDir()
 	write := func(nr string) {
 		build(t, gcc, dir, "p", prelude+`void _start(void) { sys(`+nr+`, 0); sys(60, 0); }`, "-nostdlib", "-static", "-O1")
+		time.Sleep(100 * time.Millisecond) // a file that changed just now is looked at again the next time
 	}
 	write("39")
 	cacheDir := t.TempDir()

@@ -9,6 +9,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/declarun/declarun/shim/rootfs"
 	"golang.org/x/sys/unix"
@@ -34,9 +35,33 @@ func newReader(root *rootfs.Root) *reader {
 	return &reader{root: root, seen: map[string]string{}, size: map[string]int64{}, stats: map[string]stat{}, dirs: map[string][]fs.DirEntry{}}
 }
 
-// identity changes when a file does: ctime cannot be set from a container.
-func identity(p string, st *unix.Stat_t) string {
-	return fmt.Sprintf("%s %o %d %d %d.%d", p, st.Mode, st.Ino, st.Size, st.Ctim.Sec, st.Ctim.Nsec)
+// unsure is the identity of a file that has none to rely on.
+const unsure = "?"
+
+// identity changes when a file does. It is made of what neither a container nor
+// the author of an image chooses: ctime cannot be set, and on the file systems
+// of rootfs.Volume.Keeps it is the host's kernel that keeps it. The volume is
+// part of it, since inode numbers are only unique within one; the device number
+// is not, since it changes with every mount.
+//
+// A file that changed a moment ago could change again within the same tick of
+// the kernel's clock, and look the same: it has no identity yet.
+func (r *reader) identity(p string, st *unix.Stat_t) string {
+	v, known := r.root.Volume(st.Dev)
+	if !known || !v.Keeps(st) || fresh(st.Ctim, time.Now()) {
+		return unsure
+	}
+	return fmt.Sprintf("%s %o %d %d %d.%d %s", p, st.Mode, st.Ino, st.Size, st.Ctim.Sec, st.Ctim.Nsec, v.ID)
+}
+
+// fresh: the kernel's clock for times of files ticks at least every 10 ms; file
+// systems that keep seconds only have none below.
+func fresh(ctim unix.Timespec, now time.Time) bool {
+	tick := 50 * time.Millisecond
+	if ctim.Nsec == 0 {
+		tick = 2 * time.Second
+	}
+	return now.Sub(time.Unix(ctim.Unix())) < tick
 }
 
 // stat gives the path of a file free of symbolic links, and its identity.
@@ -49,7 +74,7 @@ func (r *reader) stat(name string) (string, *unix.Stat_t, bool) {
 		r.seen[name], r.stats[name] = "", stat{}
 		return "", nil, false
 	}
-	r.seen[name], r.stats[name] = identity(p, &st), stat{p, &st}
+	r.seen[name], r.stats[name] = r.identity(p, &st), stat{p, &st}
 	r.size[p] = st.Size
 	return p, &st, true
 }
@@ -95,7 +120,7 @@ func unchanged(root *rootfs.Root, seen map[string]string) bool {
 	r := newReader(root)
 	for name, id := range seen {
 		r.stat(name)
-		if r.seen[name] != id {
+		if r.seen[name] != id || id == unsure {
 			return false
 		}
 	}

@@ -7,15 +7,16 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/declarun/declarun/seccompgen/elfread"
 	"github.com/declarun/declarun/shim/rootfs"
 )
 
 // version is part of every key: raise it whenever a result could change.
-const version = "3"
+const version = "4"
 
 var errTooLarge = errors.New("file is too large to analyse")
 
@@ -116,15 +117,16 @@ func (s *store) head(file string) (*elfread.File, error) {
 	return h, err
 }
 
-// byIdentity is from how many bytes on a file is known by what it is, and not by
-// its content: making the digest would take about as long as the analysis does.
-const byIdentity = 16 << 20
+// wholeUpTo is up to how many bytes a file is taken into memory as a whole, so
+// that what is kept of it is of the bytes that its digest is of, even if
+// somebody writes to it. Nothing is kept of larger ones.
+const wholeUpTo = 192 << 20
 
 // cacheFrom is from how many bytes on what is found out about a file is kept by
 // itself: below, finding it out again is as quick as reading it back.
 const cacheFrom = 32 << 10
 
-// readAhead is from how many bytes on a file is read while its digest is made.
+// readAhead is from how many bytes on a file is taken apart while its digest is made.
 const readAhead = 1 << 20
 
 // loadable tells whether the loader would take the file and not look further.
@@ -161,30 +163,6 @@ func (s *store) analyse(ctx context.Context, file string) (sum *summary, err err
 	if size > elfread.MaxFile {
 		return nil, &NotProgram{file, errTooLarge, fmt.Sprintf("files up to %d bytes are analysed", elfread.MaxFile)}
 	}
-	var ef *elfread.File
-	read := sync.OnceValue(func() (err error) {
-		ef, err = elfread.Read(f, size)
-		return err
-	})
-	defer func() {
-		if ef != nil {
-			ef.Close()
-		}
-	}()
-	kept := s.cache != (NoCache{}) && size >= cacheFrom
-	key := ""
-	if kept {
-		digest, err := s.digest(f, func() { _ = read() })
-		if err != nil {
-			return nil, fmt.Errorf("analyse %s: %w", file, err)
-		}
-		key = "module " + version + " " + digest + " " + s.knownKey()
-		if b, ok := s.cache.Get(key); ok {
-			if sum, err := decodeSummary(b); err == nil {
-				return sum, nil
-			}
-		}
-	}
 	h, err := elfread.Header(f, size)
 	if err != nil {
 		return nil, &NotProgram{file, err, "name a program, or give the script's interpreter"}
@@ -197,7 +175,22 @@ func (s *store) analyse(ctx context.Context, file string) (sum *summary, err err
 		return nil, &NotProgram{file, fmt.Errorf("%w: it is for %s, other programs of the container are for %s", errMachine, goarch(h.Machine, h.Class), s.conventions().goarch),
 			"use an image whose programs are all for one architecture"}
 	}
-	if err := read(); err != nil {
+	kept := s.cache != (NoCache{}) && size >= cacheFrom && size <= wholeUpTo
+	t := &taken{f: f, size: size, whole: kept}
+	defer t.close()
+	if kept {
+		digest, err := s.digest(t)
+		if err != nil {
+			return nil, fmt.Errorf("analyse %s: %w", file, err)
+		}
+		if b, ok := s.cache.Get(s.moduleKey(digest)); ok {
+			if sum, err := decodeSummary(b); err == nil {
+				return sum, nil
+			}
+		}
+	}
+	ef, err := t.elf()
+	if err != nil {
 		return nil, &NotProgram{file, err, "check that the file is whole"}
 	}
 	sum, err = summarise(ctx, ef, s.known)
@@ -205,33 +198,89 @@ func (s *store) analyse(ctx context.Context, file string) (sum *summary, err err
 		return nil, fmt.Errorf("analyse %s: %w", file, err)
 	}
 	if kept {
-		s.cache.Put(key, sum.encode())
+		// Where the digest was known by the file's identity, it is now made of
+		// what was read.
+		s.cache.Put(s.moduleKey(t.contentDigest()), sum.encode())
 	}
 	return sum, nil
 }
 
-// digest names the content of a file. Who it was last time is remembered by
-// identity. meanwhile is done beside the reading of a larger file.
-func (s *store) digest(f *rootfs.File, meanwhile func()) (string, error) {
-	size := f.Info.Size()
-	idKey := "id " + version + " " + identity("", &f.Stat)
-	if size >= byIdentity {
-		return idKey, nil
+// taken is a file with as much of it as was read so far.
+type taken struct {
+	f       *rootfs.File
+	size    int64
+	whole   bool
+	content *elfread.Content
+	digest  string // of content, "" until it is known
+	file    *elfread.File
+	err     error
+}
+
+func (t *taken) close() {
+	if t.file != nil {
+		t.file.Close()
 	}
-	if b, ok := s.cache.Get(idKey); ok {
-		return string(b), nil
+	if t.content != nil {
+		t.content.Close()
 	}
-	var beside sync.WaitGroup
-	if size >= readAhead {
-		beside.Go(meanwhile)
+}
+
+// read takes the file into memory.
+func (t *taken) read() (err error) {
+	if t.content == nil {
+		t.content, err = elfread.ReadContent(t.f, t.size)
 	}
-	h := sha256.New()
-	_, err := io.Copy(h, io.NewSectionReader(f, 0, size))
-	beside.Wait()
-	if err != nil {
+	return err
+}
+
+// elf takes it apart.
+func (t *taken) elf() (*elfread.File, error) {
+	if t.file != nil || t.err != nil {
+		return t.file, t.err
+	}
+	if !t.whole {
+		t.file, t.err = elfread.Read(t.f, t.size)
+	} else if t.err = t.read(); t.err == nil {
+		t.file, t.err = elfread.Read(t.content, t.size)
+	}
+	return t.file, t.err
+}
+
+// contentDigest is of what was read.
+func (t *taken) contentDigest() string {
+	if t.digest == "" {
+		sum := sha256.Sum256(t.content.Bytes())
+		t.digest = hex.EncodeToString(sum[:])
+	}
+	return t.digest
+}
+
+func (s *store) moduleKey(digest string) string {
+	return "module " + version + " " + digest + " " + s.knownKey()
+}
+
+// digest names the content of a file. Which content a file had when it was seen
+// last is remembered by its identity.
+func (s *store) digest(t *taken) (string, error) {
+	id := s.r.identity("", &t.f.Stat)
+	idKey := "id " + version + " " + id
+	if id != unsure {
+		if b, ok := s.cache.Get(idKey); ok {
+			return string(b), nil
+		}
+	}
+	if err := t.read(); err != nil {
 		return "", err
 	}
-	digest := hex.EncodeToString(h.Sum(nil))
-	s.cache.Put(idKey, []byte(digest))
-	return digest, nil
+	var beside sync.WaitGroup
+	if t.size >= readAhead {
+		beside.Go(func() { _, _ = t.elf() })
+	}
+	t.contentDigest()
+	beside.Wait()
+	var now unix.Stat_t
+	if err := unix.Fstat(int(t.f.Fd()), &now); err == nil && id != unsure && s.r.identity("", &now) == id {
+		s.cache.Put(idKey, []byte(t.digest))
+	}
+	return t.digest, nil
 }

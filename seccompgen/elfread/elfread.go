@@ -16,6 +16,7 @@ package elfread
 
 import (
 	"bytes"
+	"cmp"
 	"debug/elf"
 	"encoding/binary"
 	"errors"
@@ -257,10 +258,50 @@ func Read(src io.ReaderAt, size int64) (f *File, err error) {
 	return f, nil
 }
 
+// Content is a whole file in memory: what is made of it is made of these very
+// bytes, whatever becomes of the file meanwhile.
+type Content struct {
+	data   []byte
+	mapped bool
+}
+
+// ReadContent reads size bytes. Close it when done, after what was read of it.
+func ReadContent(src io.ReaderAt, size int64) (*Content, error) {
+	if size < 0 || size > MaxFile {
+		return nil, fmt.Errorf("read file: %d bytes are more than the limit of %d", size, MaxFile)
+	}
+	c := &Content{}
+	c.data, c.mapped = space(uint64(size))
+	if n, err := src.ReadAt(c.data, 0); n < len(c.data) {
+		c.Close()
+		return nil, fmt.Errorf("read file: %w", cmp.Or(err, io.ErrUnexpectedEOF))
+	}
+	return c, nil
+}
+
+// Bytes are the file's; they must not be changed, nor used after Close.
+func (c *Content) Bytes() []byte { return c.data }
+
+// ReadAt implements io.ReaderAt.
+func (c *Content) ReadAt(b []byte, off int64) (int, error) {
+	return bytes.NewReader(c.data).ReadAt(b, off)
+}
+
+// Close gives the memory back.
+func (c *Content) Close() {
+	if c.mapped {
+		free(c.data)
+	}
+	c.data, c.mapped = nil, false
+}
+
 // segment reads n bytes at off.
 func (f *File) segment(r reader, off, n uint64) ([]byte, error) {
 	if off > uint64(r.size) || n > uint64(r.size)-off {
 		return nil, io.ErrUnexpectedEOF
+	}
+	if c, ok := r.r.(*Content); ok {
+		return c.data[off : off+n : off+n], nil
 	}
 	b, mapped := space(n)
 	if mapped {

@@ -46,7 +46,7 @@ func childRules(pid, polled int) []confine.Rule {
 		confine.Rule{Name: "openat", If: []confine.Cond{confine.None(2, changes)}},
 		confine.Rule{Name: "openat2"}, // Landlock, and a file size of 0, for its flags
 		confine.Rule{Name: "close"}, confine.Rule{Name: "read"}, confine.Rule{Name: "pread64"}, confine.Rule{Name: "lseek"},
-		confine.Rule{Name: "fstat"}, confine.Rule{Name: "newfstatat"}, confine.Rule{Name: "readlinkat"},
+		confine.Rule{Name: "fstat"}, confine.Rule{Name: "newfstatat"}, confine.Rule{Name: "fstatfs"}, confine.Rule{Name: "readlinkat"},
 		confine.Rule{Name: "getdents64"}, confine.Rule{Name: "fgetxattr"},
 		confine.Rule{Name: "recvmsg", If: []confine.Cond{confine.Is(0, parentFd)}},
 		// A listener is sent through it once; the parent takes no other descriptor.

@@ -17,6 +17,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -31,6 +32,62 @@ type Root struct {
 	base string // what /proc/self/fd says of dir
 	// instead holds files that the operator mounts over or beside the image's.
 	instead map[string]*os.File
+
+	dev     uint64   // of dir
+	volumes sync.Map // device number → Volume
+}
+
+// Volume is what a part of a root filesystem lies on.
+type Volume struct {
+	// ID is the same as long as the volume is, over mounts and restarts, as far
+	// as its kind has something that is; overlays only have their kind.
+	ID    string
+	kind  int64
+	plain bool // the overlay's own device: see Keeps
+}
+
+// Kinds of volumes whose times of change the host's kernel keeps by itself, and
+// nobody else makes (statfs(2)). What a server, a FUSE program or the maker of a
+// read-only image (EROFS, SquashFS) says is not among them.
+var keeping = map[int64]bool{
+	unix.EXT4_SUPER_MAGIC: true, unix.XFS_SUPER_MAGIC: true, unix.BTRFS_SUPER_MAGIC: true, unix.F2FS_SUPER_MAGIC: true,
+	unix.TMPFS_MAGIC: true, unix.OVERLAYFS_SUPER_MAGIC: true,
+	0x2fc12fc1: true, // ZFS, which statfs(2) does not list
+	0xca451a4e: true, // bcachefs
+}
+
+// Keeps tells whether the kernel alone keeps the file's time of change. An
+// overlay hands on what its layers say: a file that lies on another file system
+// than the uppermost layer has another device number, or a number of that file
+// system in the upper bits of its inode number (Documentation/filesystems/overlayfs).
+func (v Volume) Keeps(st *unix.Stat_t) bool {
+	return keeping[v.kind] && (v.kind != unix.OVERLAYFS_SUPER_MAGIC || v.plain && st.Ino>>48 == 0)
+}
+
+// Volume describes the volume that has the device number, of a file that was
+// looked at before.
+func (r *Root) Volume(dev uint64) (Volume, bool) {
+	v, ok := r.volumes.Load(dev)
+	if !ok {
+		return Volume{}, false
+	}
+	return v.(Volume), true
+}
+
+// noteVolume remembers what a file lies on.
+func (r *Root) noteVolume(fd int, dev uint64) {
+	if _, ok := r.volumes.Load(dev); ok {
+		return
+	}
+	var fs unix.Statfs_t
+	if unix.Fstatfs(fd, &fs) != nil {
+		return
+	}
+	v := Volume{ID: fmt.Sprintf("%x", fs.Type), kind: int64(fs.Type), plain: dev == r.dev}
+	if v.kind != unix.OVERLAYFS_SUPER_MAGIC { // that of an overlay may be made anew for every container
+		v.ID = fmt.Sprintf("%x:%x:%x", fs.Type, fs.Fsid.Val[0], fs.Fsid.Val[1])
+	}
+	r.volumes.Store(dev, v)
 }
 
 // Put makes the path name lead to file, which a mount will put there. Not
@@ -61,7 +118,12 @@ func FromFile(f *os.File) (*Root, error) {
 		f.Close()
 		return nil, fmt.Errorf("name root filesystem: %w", err)
 	}
-	return &Root{dir: f, base: base}, nil
+	r := &Root{dir: f, base: base}
+	var st unix.Stat_t
+	if unix.Fstat(int(f.Fd()), &st) == nil {
+		r.dev = st.Dev
+	}
+	return r, nil
 }
 
 // Close releases the root. Files opened through it stay open.
@@ -140,6 +202,7 @@ func (r *Root) Open(name string) (*File, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: ErrNotRegular}
 	}
+	r.noteVolume(fd, st.Dev)
 	f, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", fd), os.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: errors.Unwrap(err)}
@@ -190,6 +253,7 @@ func (r *Root) stat(name string, flags uint64) (string, unix.Stat_t, error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return "", st, &fs.PathError{Op: "stat", Path: name, Err: err}
 	}
+	r.noteVolume(fd, st.Dev)
 	return r.pathOf(fd, name), st, nil
 }
 

@@ -91,3 +91,25 @@ func TestAMountedFileTakesThePlaceOfTheImages(t *testing.T) {
 		t.Errorf("found %q, %v", p, ok)
 	}
 }
+
+func TestVolumeKeepsTimes(t *testing.T) {
+	for _, row := range []struct {
+		claim string
+		v     Volume
+		ino   uint64
+		want  bool
+	}{
+		{"the kernel's own file system", Volume{kind: unix.EXT4_SUPER_MAGIC}, 1 << 60, true},
+		{"a FUSE program says what it likes", Volume{kind: unix.FUSE_SUPER_MAGIC, plain: true}, 5, false},
+		{"a server says what it likes", Volume{kind: unix.NFS_SUPER_MAGIC, plain: true}, 5, false},
+		{"the maker of the image chose it", Volume{kind: unix.SQUASHFS_MAGIC, plain: true}, 5, false},
+		{"an overlay's file on the file system of its uppermost layer", Volume{kind: unix.OVERLAYFS_SUPER_MAGIC, plain: true}, 5, true},
+		{"an overlay's file on another device", Volume{kind: unix.OVERLAYFS_SUPER_MAGIC}, 5, false},
+		{"an overlay's file on another file system by its number", Volume{kind: unix.OVERLAYFS_SUPER_MAGIC, plain: true}, 1 << 62, false},
+		{"nothing is known", Volume{}, 5, false},
+	} {
+		if got := row.v.Keeps(&unix.Stat_t{Ino: row.ino}); got != row.want {
+			t.Errorf("%s: %v", row.claim, got)
+		}
+	}
+}
