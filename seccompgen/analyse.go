@@ -279,7 +279,7 @@ func (l *loader) graph(file string, extra []string) (*graph, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := link(l.store.syms, c.mods)
+	g := link(l.store.syms, c.mods, l.env)
 	g.run()
 	for range 8 {
 		before := len(c.mods)

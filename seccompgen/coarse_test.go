@@ -80,9 +80,9 @@ func TestCoarseAgreesWithWhole(t *testing.T) {
 				t.Errorf("%s: functions that take a call number: as a whole %v, function by function %v", file, c.out.Wrappers, w.out.Wrappers)
 			}
 			// Everything live in the one is live in the other.
-			one := link(newSymbols(), []*module{{path: file, sum: c.out, exported: true}})
+			one := link(newSymbols(), []*module{{path: file, sum: c.out, exported: true}}, nil)
 			one.run()
-			other := link(newSymbols(), []*module{{path: file, sum: w.out, exported: true}})
+			other := link(newSymbols(), []*module{{path: file, sum: w.out, exported: true}}, nil)
 			other.run()
 			for name, id := range other.syms.ids {
 				if other.used[id] == nowhere {

@@ -44,7 +44,7 @@ func FuzzELF(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		g := link(newSymbols(), []*module{{path: "/p", sum: s}})
+		g := link(newSymbols(), []*module{{path: "/p", sum: s}}, nil)
 		g.run()
 		g.calls("amd64")
 		back, err := decodeSummary(s.encode())
@@ -63,7 +63,7 @@ func FuzzDecodeSummary(f *testing.F) {
 		if err != nil {
 			return
 		}
-		g := link(newSymbols(), []*module{{path: "/p", sum: s, exported: true}})
+		g := link(newSymbols(), []*module{{path: "/p", sum: s, exported: true}}, nil)
 		g.run()
 	})
 }

@@ -2,7 +2,9 @@ package seccompgen
 
 import (
 	"fmt"
+	"maps"
 	"path"
+	"slices"
 
 	"github.com/declarun/declarun/seccompgen/sysno"
 )
@@ -70,13 +72,18 @@ type graph struct {
 	// from, when it is used.
 	by     [][]node
 	used   []node
+	asked  []bool // used by a file that is no part of the C library
 	live   [][]bool
 	parent [][]node
 	queue  []node
+	env    map[string]string
+	// Behind gates, by module: functions and imports; and edges that led there.
+	gated [][2]map[int32]int
+	held  []passage
 }
 
-func link(syms *symbols, mods []*module) *graph {
-	g := &graph{syms: syms}
+func link(syms *symbols, mods []*module, env map[string]string) *graph {
+	g := &graph{syms: syms, env: env}
 	g.add(mods)
 	return g
 }
@@ -94,6 +101,11 @@ func (g *graph) add(mods []*module) {
 	g.by = append(g.by, make([][]node, n-len(g.by))...)
 	for len(g.used) < n {
 		g.used = append(g.used, nowhere)
+	}
+	g.asked = append(g.asked, make([]bool, n-len(g.asked))...)
+	for i := first; i < len(g.mods); i++ {
+		functions, imports := g.shut(int32(i))
+		g.gated = append(g.gated, [2]map[int32]int{functions, imports})
 	}
 	for i := first; i < len(g.mods); i++ {
 		for k, id := range g.link[i].exports {
@@ -119,11 +131,21 @@ func (g *graph) drain() {
 	for k := 0; k < len(g.queue); k++ {
 		n := g.queue[k]
 		f := &g.mods[n.mod].sum.Funcs[n.fn]
+		functions, imports := g.gated[n.mod][0], g.gated[n.mod][1]
+		outside := !isLibc(g.mods[n.mod])
 		for _, c := range f.Calls {
+			if t, ok := functions[c]; ok && !g.open(t, n.mod) {
+				g.held = append(g.held, passage{n, node{n.mod, c}, t})
+				continue
+			}
 			g.mark(node{n.mod, c}, n)
 		}
 		for _, i := range f.Imports {
+			if t, ok := imports[i]; ok && !g.open(t, n.mod) {
+				continue // these never open
+			}
 			id := g.link[n.mod].imports[i]
+			g.asked[id] = g.asked[id] || outside
 			if g.used[id] != nowhere {
 				continue
 			}
@@ -174,6 +196,7 @@ func (g *graph) run() {
 				}
 				for _, e := range g.by[id] {
 					if int(e.mod) != i {
+						g.asked[id] = true
 						g.mark(e, nowhere)
 					}
 				}
@@ -181,9 +204,12 @@ func (g *graph) run() {
 		}
 		g.drain()
 	}
+	for g.unlock() {
+		g.drain()
+	}
 }
 
-var dlsym = set("dlsym", "dlvsym")
+var dlsym = set(slices.Collect(maps.Keys(lookups))...)
 
 // imported tells whether live code uses a symbol of another file.
 func (g *graph) imported(names map[string]bool) bool {
@@ -221,7 +247,7 @@ func (g *graph) calls(arch string) (calls []call, unresolved []unresolved) {
 				if !ok {
 					continue // no such call: the kernel answers ENOSYS whatever the filter says
 				}
-				if !byName[name] {
+				if !byName[name] && g.counts(int32(i), name) {
 					byName[name] = true
 					calls = append(calls, call{name, g.origin(node{int32(i), int32(k)}, s)})
 				}

@@ -85,8 +85,8 @@ func swept(t *testing.T, file string) *builder {
 }
 
 type symbolised struct {
-	file    string
-	objects []elf.Symbol
+	file               string
+	objects, functions []elf.Symbol
 }
 
 // withSymbols finds the libraries of the system that have their symbols
@@ -100,12 +100,12 @@ func withSymbols(t *testing.T) []symbolised {
 		if err != nil || !d.Type().IsRegular() || !strings.Contains(d.Name(), ".so") {
 			return err
 		}
-		objects, err := objectsOf(p)
+		objects, functions, err := symbolsOf(p)
 		if err != nil || seen[p] {
 			return nil // no library, or no symbols of it
 		}
 		seen[p] = true
-		out = append(out, symbolised{p, objects})
+		out = append(out, symbolised{p, objects, functions})
 		return nil
 	})
 	if err != nil {
@@ -114,29 +114,37 @@ func withSymbols(t *testing.T) []symbolised {
 	return out
 }
 
-func objectsOf(file string) ([]elf.Symbol, error) {
+func symbolsOf(file string) (objects, functions []elf.Symbol, err error) {
 	e, err := elf.Open(file)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer e.Close()
 	note := e.Section(".note.gnu.build-id")
 	if note == nil || e.Machine != elf.EM_X86_64 {
-		return nil, errors.New("no build id")
+		return nil, nil, errors.New("no build id")
 	}
 	id, err := note.Data()
 	if err != nil || len(id) < 36 {
-		return nil, errors.New("no build id")
+		return nil, nil, errors.New("no build id")
 	}
 	name := fmt.Sprintf("%x", id[16:])
 	g, err := elf.Open(filepath.Join("/usr/lib/debug/.build-id", name[:2], name[2:]+".debug"))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer g.Close()
 	syms, err := g.Symbols()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return slices.DeleteFunc(syms, func(s elf.Symbol) bool { return elf.ST_TYPE(s.Info) != elf.STT_OBJECT }), nil
+	for _, s := range syms {
+		switch elf.ST_TYPE(s.Info) {
+		case elf.STT_OBJECT:
+			objects = append(objects, s)
+		case elf.STT_FUNC, elf.STT_GNU_IFUNC:
+			functions = append(functions, s)
+		}
+	}
+	return objects, functions, nil
 }

@@ -17,7 +17,8 @@ const (
 // names of libraries, from the data that is not code.
 func (b *builder) strings() {
 	seen, names := map[string]bool{}, map[string]bool{}
-	looksUp := slices.ContainsFunc(b.out.Imports, func(s string) bool { return s == "dlsym" || s == "dlvsym" })
+	given, known := b.lookedUp()
+	looksUp := !known && slices.ContainsFunc(b.out.Imports, func(s string) bool { return dlsym[s] })
 	for i := range b.f.Segments {
 		s := &b.f.Segments[i]
 		if s.Flags&elf.PF_X != 0 && len(b.f.Segments) > 1 {
@@ -38,6 +39,9 @@ func (b *builder) strings() {
 				identifiers(d, names)
 			}
 		}
+	}
+	for _, name := range given {
+		names[name] = true
 	}
 	b.out.Names = slices.Sorted(maps.Keys(names))
 	b.out.Strings = slices.Sorted(maps.Keys(seen))

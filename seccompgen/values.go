@@ -373,6 +373,8 @@ type query struct {
 	d     *body
 	steps int
 	open  map[point]bool // computations under way: meeting one again is a loop
+	// addresses is true where the address of something in the file is a value.
+	addresses bool
 }
 
 const (
@@ -640,6 +642,10 @@ func (q *query) after(i int32, loc location, depth int, out *values, push func(p
 			out.addConst(c)
 		}
 	case x86.Lea:
+		if in.RIP && q.addresses {
+			out.addConst(int64(in.Address(q.d.pcs[i])))
+			return
+		}
 		if in.RIP || in.Base == x86.None && in.Index == x86.None {
 			fail("an address")
 			return

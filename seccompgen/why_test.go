@@ -20,7 +20,7 @@ func closureOf(sums ...*summary) *graph {
 	for i, s := range sums {
 		mods = append(mods, &module{path: "/" + string(rune('a'+i)), sum: s})
 	}
-	g := link(newSymbols(), mods)
+	g := link(newSymbols(), mods, nil)
 	g.run()
 	return g
 }
