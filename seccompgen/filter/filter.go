@@ -12,7 +12,8 @@
 //     conditions, which the kernel answers from a bitmap (since Linux 5.11).
 //   - Every other call with a known name is a NOTIFY, so that it is refused
 //     with an errno that its callers understand, and reported. execve, execveat
-//     and listen are NOTIFY even when allowed.
+//     and listen are NOTIFY even when allowed, and so is what a program needs
+//     only before its service loop (plan.Syscall.UntilLoop).
 //   - Verdicts decide by number and scalar arguments, never by what a pointer
 //     points at.
 //
@@ -179,6 +180,7 @@ type builder struct {
 	engine  *profile
 	arches  []string
 	plan    map[string]record.Phase
+	loop    map[string]bool // every entry of the plan says UntilLoop
 	runtime map[string]record.Phase
 
 	allow, notify []string
@@ -190,14 +192,14 @@ type builder struct {
 
 func newBuilder(in Input, engine *profile, arches []string) *builder {
 	b := &builder{in: in, engine: engine, arches: arches,
-		plan: make(map[string]record.Phase), runtime: make(map[string]record.Phase),
+		plan: make(map[string]record.Phase), loop: make(map[string]bool), runtime: make(map[string]record.Phase),
 		fixed: make(map[outcome][]string), classes: make(map[string]Class)}
 	for _, s := range in.Allow {
-		phase := s.Phase
+		phase, until := s.Phase, s.UntilLoop
 		if had, ok := b.plan[s.Name]; ok {
-			phase = phase.Widest(had)
+			phase, until = phase.Widest(had), until && b.loop[s.Name]
 		}
-		b.plan[s.Name] = phase
+		b.plan[s.Name], b.loop[s.Name] = phase, until
 	}
 	for _, s := range RuntimeNeeds(in.RuncVersion, in.NoNewPrivileges) {
 		b.runtime[s.Name] = s.Phase
@@ -224,6 +226,14 @@ func (b *builder) names() []string {
 	return all
 }
 
+// untilLoop tells whether a call is taken away from a process that is proved to
+// be in its service loop: then the supervisor has to be asked each time. Not
+// where sites are unresolved (they may be calls of the loop), not what runc's
+// init needs all along, and not write, which runc does not let anybody notify.
+func (b *builder) untilLoop(name string) bool {
+	return b.loop[name] && !b.in.Widened && b.runtime[name] != record.Serving && name != "write"
+}
+
 // class decides what happens with a call; the kernel rules follow from it.
 func (b *builder) class(name string, r Rule) Class {
 	phase, planned := b.plan[name]
@@ -238,7 +248,7 @@ func (b *builder) class(name string, r Rule) Class {
 		return Withheld
 	case planned && phase == record.Starting:
 		return StartingOnly
-	case planned && slices.Contains(notified, name):
+	case planned && (slices.Contains(notified, name) || b.untilLoop(name)):
 		return Judged
 	case planned && r.Always():
 		return Allowed
@@ -350,7 +360,7 @@ func (b *builder) verdicts() *Verdicts {
 			if !ok || !has {
 				continue
 			}
-			v.Entries[a] = append(v.Entries[a], Entry{Nr: nr, Name: name, Class: class,
+			v.Entries[a] = append(v.Entries[a], Entry{Nr: nr, Name: name, Class: class, UntilLoop: b.untilLoop(name),
 				Errno: b.engine.refusalErrno(a, name, nr), Engine: b.engine.rule(name)})
 		}
 		slices.SortFunc(v.Entries[a], func(x, y Entry) int { return x.Nr - y.Nr })

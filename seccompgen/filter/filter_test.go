@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -220,6 +221,87 @@ func TestJudge(t *testing.T) {
 	}
 	if d := new(Verdicts).Judge(call(t, "read"), starting); d.Continue || d.Errno == 0 {
 		t.Errorf("zero verdicts: %+v", d)
+	}
+}
+
+// What a program needs only before its loop is asked each time, and refused to
+// its processes that are in the loop.
+func TestUntilLoop(t *testing.T) {
+	until := func(phase record.Phase, names ...string) (out []plan.Syscall) {
+		for _, s := range needed(phase, names...) {
+			s.UntilLoop = true
+			out = append(out, s)
+		}
+		return out
+	}
+	in := input(t)
+	in.Allow = slices.Concat(needed(record.Serving, "read", "futex", "setgid"),
+		until(record.Serving, "write", "setuid", "setgid", "rt_sigreturn", "personality", "add_key", "execve", "listen"), until(record.Starting, "chroot"))
+	p, v := build(t, in)
+	for name, want := range map[string]specs.LinuxSeccompAction{
+		"setuid": specs.ActNotify, "personality": specs.ActNotify, "chroot": specs.ActNotify, "execve": specs.ActNotify, "listen": specs.ActNotify,
+		"write": specs.ActAllow, "rt_sigreturn": specs.ActAllow, "setgid": specs.ActAllow, "read": specs.ActAllow} {
+		if a, _ := action(p, name); a != want {
+			t.Errorf("%s: %s, want %s", name, a, want)
+		}
+	}
+	starting := Caller{Identity: record.Application, Phase: record.Starting, Mode: record.Enforce}
+	serving := Caller{Identity: record.Application, Phase: record.Serving, Mode: record.Enforce}
+	loop := func(c Caller) Caller { c.InLoop = "/usr/sbin/served"; return c }
+	as := func(c Caller, id record.Identity) Caller { c.Identity = id; return c }
+	in1 := func(c Caller, m record.Mode) Caller { c.Mode = m; return c }
+	runc := loop(starting)
+	runc.BeforeExec = true
+	for _, row := range []struct {
+		claim   string
+		call    Call
+		by      Caller
+		goes    bool
+		verdict record.Verdict
+	}{
+		{"who is not proved keeps it while starting", call(t, "setuid"), starting, true, ""},
+		{"and when serving", call(t, "setuid"), serving, true, ""},
+		{"who is proved is refused", call(t, "setuid"), loop(serving), false, record.Denied},
+		{"in any phase", call(t, "setuid"), loop(starting), false, record.Denied},
+		{"also what starts a program", call(t, "execve"), loop(serving), false, record.Denied},
+		{"also listen", call(t, "listen"), loop(serving), false, record.Denied},
+		{"what another entry needs for good stays", call(t, "setgid"), loop(serving), true, ""},
+		{"what only start-up needs too, before it is retired", call(t, "chroot"), loop(starting), false, record.Denied},
+		{"and until then it goes", call(t, "chroot"), starting, true, ""},
+		{"and it is retired from all", call(t, "chroot"), serving, false, record.Denied},
+		{"the engine's conditions come first", call(t, "personality", 0x40000), serving, false, record.Denied},
+		{"an operator is not concerned", call(t, "setuid"), as(loop(serving), record.Operator), true, ""},
+		{"nor the health check", call(t, "setuid"), as(loop(serving), record.HealthCheck), true, ""},
+		{"nor the runtime", call(t, "setuid"), runc, true, ""},
+		{"in audit it is told", call(t, "setuid"), in1(loop(serving), record.Audit), true, record.Observed},
+		{"and off says nothing", call(t, "setuid"), in1(loop(serving), record.Off), true, ""},
+	} {
+		d := v.Judge(row.call, row.by)
+		if d.Continue != row.goes || d.Verdict != row.verdict || d.Report != (row.verdict != "") || !d.Continue && d.Errno == 0 {
+			t.Errorf("%s: %+v", row.claim, d)
+		}
+	}
+	if d := v.Judge(call(t, "setuid"), loop(serving)); !strings.Contains(d.Reason, "/usr/sbin/served") {
+		t.Errorf("reason: %s", d.Reason)
+	}
+	if !v.LoopsMatter() || !v.UntilLoop(call(t, "setuid")) || v.UntilLoop(call(t, "setgid")) {
+		t.Error("which calls depend on the loop")
+	}
+	data, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if back, err := ParseVerdicts(data); err != nil || !back.UntilLoop(call(t, "setuid")) {
+		t.Errorf("read back: %v", err)
+	}
+	// Where sites are unresolved nobody knows what the loop needs.
+	in.Widened = true
+	p, v = build(t, in)
+	if a, _ := action(p, "setuid"); a != specs.ActAllow || v.LoopsMatter() {
+		t.Errorf("widened: %s", a)
+	}
+	if (*Verdicts)(nil).LoopsMatter() {
+		t.Error("nothing is taken away by no verdicts")
 	}
 }
 

@@ -22,8 +22,9 @@ const (
 	// allows their arguments; the rest is notified and refused.
 	AllowedByArgument Class = "allowed-by-argument"
 	// Judged calls are needed for the whole life, and the supervisor is asked
-	// each time: execve, execveat and listen, and calls whose conditions no
-	// kernel rule can spell.
+	// each time: execve, execveat and listen, calls whose conditions no kernel
+	// rule can spell, and those that are taken away process by process
+	// (Entry.UntilLoop).
 	Judged Class = "judged"
 	// StartingOnly calls are continued until the container serves.
 	StartingOnly Class = "starting"
@@ -48,11 +49,14 @@ func (c Class) declared() bool {
 
 // Entry is the verdict on one call number.
 type Entry struct {
-	Nr     int    `json:"nr"`
-	Name   string `json:"name"`
-	Class  Class  `json:"class"`
-	Errno  int32  `json:"errno"` // the answer when refused; 0 only if the engine's own rule fakes success
-	Engine Rule   `json:"engine"`
+	Nr    int    `json:"nr"`
+	Name  string `json:"name"`
+	Class Class  `json:"class"`
+	// UntilLoop calls of the plan are refused to the application's processes that
+	// are in their service loop (Caller.InLoop), in any phase.
+	UntilLoop bool  `json:"until_loop,omitempty"`
+	Errno     int32 `json:"errno"` // the answer when refused; 0 only if the engine's own rule fakes success
+	Engine    Rule  `json:"engine"`
 }
 
 // Verdicts answers for every call that a filter of Build can notify. It is
@@ -86,6 +90,9 @@ type Caller struct {
 	// through an execve: then the caller is runc's init, or a startContainer
 	// hook, and not yet anything of the image's.
 	BeforeExec bool
+	// InLoop is the program whose service loop the calling process was proved to
+	// be in; empty where that is not proved.
+	InLoop string
 }
 
 // Decision is what to answer. The zero Decision refuses without a word;
@@ -146,15 +153,18 @@ func (v *Verdicts) Judge(c Call, by Caller) Decision {
 		return d
 	case by.Identity == record.HealthCheck && e.Class.declared():
 		return d
+	case taken(e, by):
 	case e.Class == Allowed || e.Class == AllowedByArgument || e.Class == Judged:
 		return d
 	case e.Class == StartingOnly && by.Phase == record.Starting:
 		return d
 	}
-	switch e.Class {
-	case StartingOnly:
+	switch {
+	case taken(e, by):
+		d.Reason = fmt.Sprintf("%s needs it only before it serves, and this process of it is in its service loop", by.InLoop)
+	case e.Class == StartingOnly:
 		d.Reason = "needed only before the container serves"
-	case RuntimeOnly:
+	case e.Class == RuntimeOnly:
 		d.Reason = "only the runtime needs it, before the first program"
 	default:
 		d.Reason = "no program of the image needs it"
@@ -169,6 +179,31 @@ func (v *Verdicts) Judge(c Call, by Caller) Decision {
 	d.Continue, d.Errno = false, e.Errno
 	d.Report, d.Verdict = true, record.Denied
 	return d
+}
+
+// taken tells whether a call is gone for this process: its program needs it only
+// before its loop.
+func taken(e Entry, by Caller) bool {
+	return e.UntilLoop && by.InLoop != "" && (e.Class == Judged || e.Class == StartingOnly)
+}
+
+// UntilLoop tells whether the answer to a call depends on Caller.InLoop.
+func (v *Verdicts) UntilLoop(c Call) bool {
+	e, ok := v.lookup(c)
+	return ok && e.UntilLoop
+}
+
+// LoopsMatter tells whether any call is taken away by processes.
+func (v *Verdicts) LoopsMatter() bool {
+	if v == nil {
+		return false
+	}
+	for _, entries := range v.Entries {
+		if slices.ContainsFunc(entries, func(e Entry) bool { return e.UntilLoop }) {
+			return true
+		}
+	}
+	return false
 }
 
 func (v *Verdicts) lookup(c Call) (Entry, bool) {

@@ -37,6 +37,12 @@ func Remedy(d record.Dimension, action, object string) string {
 	return ""
 }
 
+// LoopRemedy is what to do when a program does need a call while it serves that
+// was taken away from its processes in their service loop.
+func LoopRemedy(program string) string {
+	return fmt.Sprintf("declarun plan --why shows where the call was found; if %s does make it while it serves, please report that as a bug and run with mode syscalls=audit", orThis(program))
+}
+
 func orThis(object string) string {
 	if object == "" {
 		return "this"

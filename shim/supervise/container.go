@@ -15,6 +15,7 @@ import (
 type judge interface {
 	Judge(filter.Call, filter.Caller) filter.Decision
 	Name(filter.Call) string
+	UntilLoop(filter.Call) bool
 }
 
 // container is one supervised container. What is above mu never changes.
@@ -27,6 +28,7 @@ type container struct {
 	prepared time.Time
 
 	permitted permitted
+	loops     *loops // nil where no call is taken away by processes; set with Guard
 
 	mu        sync.Mutex
 	state     stored

@@ -43,6 +43,9 @@ func (w *Worker) decide(l *listener, n *notification) response {
 		id = record.Operator // runc itself, before the command it was asked to run
 	}
 	by := filter.Caller{Identity: id, Phase: c.phase(), Mode: c.mode(record.Syscalls), BeforeExec: !meta.Executed || l.asksAgain(int(n.PID))}
+	if by.Identity == record.Application && !by.BeforeExec && c.loops != nil && c.verdicts.UntilLoop(k) {
+		by.InLoop = w.inLoop(l, n)
+	}
 	switch name := c.verdicts.Name(k); name {
 	case "execve", "execveat":
 		return w.decideExec(l, n, name, by)
@@ -64,11 +67,17 @@ func (w *Worker) obey(l *listener, n *notification, by filter.Caller, object str
 			object = d.Name
 		}
 		reason := d.Reason
-		if d.Continue || reason == "" {
+		if by.InLoop != "" && d.Continue && reason != "" {
+			reason += "; let through: the mode is audit"
+		} else if d.Continue || reason == "" {
 			reason = events.Reason(record.Syscalls, d.Name, object, d.Verdict, by.Phase) + suffix(d.Reason)
 		}
+		remedy := ""
+		if by.InLoop != "" {
+			remedy = events.LoopRemedy(by.InLoop)
+		}
 		w.report(c, record.Event{Dimension: record.Syscalls, Action: d.Name, Object: object, Verdict: d.Verdict, Phase: by.Phase,
-			Identity: by.Identity, Mechanism: "seccomp", Process: snapshotOf(n), Reason: reason, Origins: originsOf(c.plan, d.Name)})
+			Identity: by.Identity, Mechanism: "seccomp", Process: snapshotOf(n), Reason: reason, Remedy: remedy, Origins: originsOf(c.plan, d.Name)})
 	}
 	if d.Continue {
 		return goOn
@@ -181,11 +190,17 @@ func (w *Worker) decideExec(l *listener, n *notification, name string, by filter
 		}
 	}
 	r := w.obey(l, n, by, object)
+	if r == goOn && (by.Identity == record.Application || by.BeforeExec) {
+		c.loops.executed()
+	}
 	if r == goOn && first && l.handOver(n.ID) {
 		l.update(func(m *listenerMeta) { m.Executed = true })
 		c.mu.Lock()
 		c.running = true
 		c.mu.Unlock()
+		if !saysWhen(c.plan) {
+			c.loops.serve()
+		}
 	}
 	return r
 }

@@ -18,6 +18,11 @@
 //     fails, and so does its creation; what had been set is taken back.
 //   - The switch from starting to serving is stored before the call that caused it
 //     is answered, and never goes back.
+//   - A call that a program needs only before its service loop is refused to a
+//     process only where it is proved that the process, or one that it was forked
+//     from since it executed the program, has been in the loop: by a return address
+//     on its stack, or by descent (loops.go). A proof ends with the execution, and
+//     does not end with the stack, the process's own marks, or the worker.
 //   - Decisions are made by numbers that the kernel gives (seccomp), by the socket
 //     itself, which the supervisor copies and, if it has a port, makes listen, or by
 //     the file that is executed (fanotify). A path read from a caller's memory can
@@ -25,6 +30,17 @@
 //
 // What it does not:
 //
+//   - A process that is in its service loop and was not looked at yet keeps what its
+//     program needs only before: one that serves before it is looked at for the first
+//     time (50 ms after the container serves) and wipes its stack by then; one forked
+//     later beside a process of the same program that is not in the loop, or less
+//     than a second after the container began to serve; one that, besides, changes
+//     what the kernel drew for its execution (AT_RANDOM) within a minute after
+//     somebody in the container executed something. So does one that cannot be looked
+//     at, and one of a program that lies on a mount or has 32 bits.
+//   - A process that shares its memory with another one (CLONE_VM without
+//     CLONE_THREAD) and executes the program again while the other goes on keeps its
+//     proof.
 //   - SIGTERM to the monitor ends both processes, and with them the descriptors:
 //     every notified call, execve among them, then fails with ENOSYS in containers
 //     that run. SIGHUP is for upgrades: the worker is replaced, the monitor stays
@@ -43,6 +59,6 @@
 //   - A health check is told from an operator's exec by its arguments. Whoever may
 //     run "docker exec" can run the health check.
 //
-// Sources: seccomp_unotify(2), pidfd_getfd(2), fanotify(7), unix(7), pid_namespaces(7);
+// Sources: seccomp_unotify(2), pidfd_getfd(2), fanotify(7), unix(7), pid_namespaces(7), proc_pid_mem(5), proc_pid_syscall(5), getauxval(3);
 // runtime-spec config-linux.md, "Seccomp"; runc libcontainer/process_linux.go.
 package supervise

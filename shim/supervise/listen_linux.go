@@ -241,6 +241,7 @@ func (w *Worker) serving(c *container) {
 	c.state.Phase = record.Serving
 	st := c.state
 	c.mu.Unlock()
+	c.loops.serve()
 	if w.o.Guard != nil {
 		w.o.Guard.Serving(c.token)
 	}

@@ -267,12 +267,19 @@ func (w *Worker) guard(r wire.GuardRequest, files []*os.File) (err error) {
 		w.hold.keep(key, "", os.NewFile(uintptr(fd), name))
 		back.add(func() { w.hold.drop(key) })
 	}
+	loops := loopsOf(c, target.Files["rootfs"])
+	if loops != nil {
+		w.saveLoops(c.token, loops)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.gone {
 		return errGone
 	}
-	c.state, c.pidfd = st, pidfd
+	c.state, c.pidfd, c.loops = st, pidfd, loops
+	if loops != nil {
+		go w.watchLoops(c)
+	}
 	go w.await(c)
 	return nil
 }
@@ -401,6 +408,7 @@ func (w *Worker) status(r wire.StatusRequest) []wire.Container {
 			s.Notes = append(slices.Clone(s.Notes), plan.Note{Dimension: record.Supervision, Text: lostNote})
 		}
 		c.mu.Unlock()
+		s.Notes = slices.Concat(s.Notes, w.loopNotes(c))
 		s.Events = w.o.Events.Counts(c.key.ID)
 		if r.WithPlan {
 			s.Plan = c.plan

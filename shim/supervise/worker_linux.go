@@ -380,6 +380,12 @@ func (w *Worker) adopt(token string) error {
 	if w.o.Guard != nil && st.Phase == record.Serving {
 		w.o.Guard.Serving(token)
 	}
+	if c.loops = w.loadLoops(c, target.Files["rootfs"]); c.loops != nil {
+		if st.Phase == record.Serving || !saysWhen(c.plan) {
+			c.loops.serve()
+		}
+		go w.watchLoops(c)
+	}
 	go w.await(c)
 	return nil
 }
@@ -700,9 +706,12 @@ func (w *Worker) forget(c *container) {
 		return
 	}
 	c.gone = true
-	listeners := c.listeners
+	listeners, loops := c.listeners, c.loops
 	c.listeners = map[uint64]*listener{}
 	c.mu.Unlock()
+	if loops != nil {
+		loops.end()
+	}
 	if w.o.Guard != nil {
 		w.o.Guard.Forget(c.token)
 	}
@@ -766,7 +775,7 @@ func (w *Worker) leave() error {
 			listeners = append(listeners, l)
 		}
 		c.state.Counts = w.o.Events.Counts(c.key.ID)
-		st := c.state
+		st, loops := c.state, c.loops
 		c.mu.Unlock()
 		for _, l := range listeners {
 			l.stop()
@@ -776,6 +785,9 @@ func (w *Worker) leave() error {
 		}
 		if err := w.store.save(c.token, "state.json", st); err != nil {
 			log.Printf("declarund: %v", err)
+		}
+		if loops != nil {
+			w.saveLoops(c.token, loops)
 		}
 	}
 	w.hold.note(keyJournal, "left")
