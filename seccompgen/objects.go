@@ -28,8 +28,9 @@ import (
 //     before it does not go on behind it, as it would within an array.
 //
 // Optimised loops also use addresses shortly before an array, such as that of
-// element -1. So code that takes an address has the object that it lies in, the
-// next one, and all that begin within nearby bytes behind it. TestObjects checks
+// element -1. So code that takes an address, and does more with it than pass it
+// on, has the object that it lies in, the next one, and all that begin within
+// nearby bytes behind it. TestObjects checks
 // the first against the symbols of real libraries: of 11,533 objects with
 // pointers in glibc, libbfd, OpenJDK, Python, Kerberos and others of Debian 12,
 // none is split.
@@ -53,6 +54,7 @@ type dataRef struct {
 	fn    int32
 	addr  uint64
 	width uint32 // bytes that are read or written; 0 where the address itself is taken
+	exact bool   // the address is passed on as it is
 }
 
 // slot is a word of data that the loader fills with an address.
@@ -93,7 +95,7 @@ func (b *builder) inPointerData(a uint64) bool {
 }
 
 // refer notes that an instruction refers to data.
-func (b *builder) refer(fi int32, in *x86.Inst, a uint64) {
+func (b *builder) refer(fi int32, pc uint64, in *x86.Inst, a uint64) {
 	if !b.byObject || !b.inPointerData(a) {
 		return
 	}
@@ -101,6 +103,7 @@ func (b *builder) refer(fi int32, in *x86.Inst, a uint64) {
 	switch in.Class {
 	case x86.Lea:
 		r.width = 0
+		r.exact = passedOn(b.f.Bytes(pc+uint64(in.Len)), in.Reg)
 		if a == b.f.PLTGOT {
 			b.byObject = false // an address to compute others from
 		}
@@ -110,6 +113,60 @@ func (b *builder) refer(fi int32, in *x86.Inst, a uint64) {
 		r.width = 64 // the widest there is
 	}
 	b.dataRefs = append(b.dataRefs, r)
+}
+
+// passedOn tells whether an address that was just put into a register is only
+// returned, stored, passed to a function or used with fields from there on: then
+// it is one that the program's source speaks of. One that the compiler made to
+// index from, such as that of element -1, is added to something or indexed.
+func passedOn(code []byte, r uint8) bool {
+	const saved = 1<<x86.RBX | 1<<x86.RBP | 1<<x86.R12 | 1<<x86.R13 | 1<<x86.R14 | 1<<x86.R15
+	if saved>>r&1 != 0 {
+		return false // it outlives calls
+	}
+	var in x86.Inst
+	for range 12 {
+		if !x86.Decode(code, &in) {
+			return false
+		}
+		code = code[in.Len:]
+		field := in.IsMem && in.Base == r && in.Index == x86.None && in.Disp >= 0
+		switch in.Class {
+		case x86.Ret, x86.Call, x86.CallInd:
+			return !in.IsMem || in.RIP || in.Base != r && in.Index != r || field
+		case x86.Nop, x86.Endbr:
+		case x86.Mov, x86.MovImm:
+			if in.IsMem && !in.RIP && (in.Base == r || in.Index == r) && !field {
+				return false
+			}
+			if in.HasModRM && in.Class == x86.Mov && !in.Load && in.Reg == r && in.IsMem && (in.Base == x86.RSP || in.Base == x86.RBP) {
+				return false // set aside
+			}
+			if !in.IsMem && in.HasModRM && in.Class == x86.Mov && in.SrcReg() == r {
+				return false // goes on in another register
+			}
+			if in.Writes()>>r&1 != 0 {
+				return true
+			}
+		case x86.Lea:
+			if !in.RIP && (in.Base == r || in.Index == r) {
+				return false
+			}
+			if in.Reg == r {
+				return true
+			}
+		case x86.Alu, x86.AluImm, x86.Movx, x86.Test:
+			if in.IsMem && !in.RIP && (in.Base == r || in.Index == r) && !field || !in.IsMem && in.RM == r || in.Reg == r && in.Class != x86.AluImm {
+				return false
+			}
+			if in.Writes()>>r&1 != 0 {
+				return in.Class == x86.Movx
+			}
+		default:
+			return false
+		}
+	}
+	return false
 }
 
 // dataSlots lists the words of data that hold addresses, by place. Those that
@@ -360,9 +417,12 @@ func (b *builder) objects() {
 		nodes[o] = add(starts[o])
 	}
 	// reach lists the nodes that an address gives access to.
-	reach := func(a uint64) []int32 {
+	reach := func(a uint64, exact bool) []int32 {
 		var out []int32
 		first, last := starts.reach(a)
+		if exact {
+			last = first
+		}
 		for o := first; o <= last; o++ {
 			if n, ok := nodes[o]; ok {
 				out = append(out, n)
@@ -386,9 +446,7 @@ func (b *builder) objects() {
 				f.Calls = append(f.Calls, k)
 			}
 		case b.inPointerData(s.to): // what a compiler writes there is exact
-			if n, ok := nodes[starts.object(s.to)]; ok {
-				f.Calls = append(f.Calls, n)
-			}
+			f.Calls = append(f.Calls, reach(s.to, true)...)
 		}
 	}
 	for i := range b.slotsOf {
@@ -398,14 +456,14 @@ func (b *builder) objects() {
 			continue
 		}
 		if b.inPointerData(s.to) {
-			b.out.Roots = append(b.out.Roots, reach(s.to)...)
+			b.out.Roots = append(b.out.Roots, reach(s.to, true)...)
 		}
 	}
 	words := map[uint64]int32{} // nodes of single words
 	for i := range b.dataRefs {
 		r := &b.dataRefs[i]
 		if r.width == 0 {
-			b.out.Funcs[r.fn].Calls = append(b.out.Funcs[r.fn].Calls, reach(r.addr)...)
+			b.out.Funcs[r.fn].Calls = append(b.out.Funcs[r.fn].Calls, reach(r.addr, r.exact)...)
 			continue
 		}
 		k := sort.Search(len(b.slotsOf), func(i int) bool { return b.slotsOf[i].at+8 > r.addr })

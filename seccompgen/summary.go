@@ -648,7 +648,7 @@ func (amd64) sweepFunc(b *builder, fi int32, r elfread.Range) {
 			others++
 			b.indirect = append(b.indirect, importRef{pc, 0, fi, jump})
 			if in.IsMem && in.RIP {
-				b.refer(fi, &in, in.Address(pc))
+				b.refer(fi, pc, &in, in.Address(pc))
 			}
 		case x86.Ret:
 			fall = false
@@ -713,14 +713,14 @@ func (b *builder) operand(fi int32, pc uint64, in *x86.Inst) {
 	case in.RIP:
 		a := in.Address(pc)
 		if in.Class == x86.Lea {
-			b.refer(fi, in, a)
+			b.refer(fi, pc, in, a)
 			b.take(fi, a)
 			return
 		}
 		if sym, ok := b.slots[a]; ok && sym != "" {
 			b.imports = append(b.imports, importRef{0, b.importOf(sym), fi, false})
 		} else if !ok {
-			b.refer(fi, in, a)
+			b.refer(fi, pc, in, a)
 		}
 	case b.fixed && in.Class == x86.Lea && in.Base == x86.None && in.Index == x86.None:
 		b.take(fi, uint64(int64(in.Disp)))
