@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/declarun/declarun/seccompgen/sysno"
 	"github.com/declarun/declarun/shim/plan"
 	"github.com/declarun/declarun/shim/record"
 	"github.com/declarun/declarun/shim/rootfs"
@@ -190,6 +191,7 @@ func (st *store) result(ctx context.Context, r *reader, req Request) (Result, er
 		origins []record.Origin
 	}
 	calls := map[string]*found{}
+	args := argSet{}
 	sites := map[plan.Site]bool{}
 	libs := map[string]bool{}
 	first := make([]string, len(req.Programs))
@@ -224,6 +226,7 @@ func (st *store) result(ctx context.Context, r *reader, req Request) (Result, er
 			sites[plan.Site{File: p.Path, Reason: fmt.Sprintf("may open more than %d libraries", maxPlugins)}] = true
 		}
 		cs, un := g.calls(out.Machine)
+		g.args(args)
 		for _, u := range un {
 			sites[plan.Site{File: u.File, Address: u.Addr, Reason: u.Reason}] = true
 		}
@@ -244,7 +247,11 @@ func (st *store) result(ctx context.Context, r *reader, req Request) (Result, er
 	}
 	for _, name := range slices.Sorted(maps.Keys(calls)) {
 		f := calls[name]
-		out.Calls = append(out.Calls, plan.Syscall{Name: name, Phase: f.phase, Origins: f.origins})
+		c := plan.Syscall{Name: name, Phase: f.phase, Origins: f.origins}
+		if nr, ok := sysno.Number("amd64", name); ok && out.Machine == "amd64" {
+			c.Args = args.plan(int32(nr))
+		}
+		out.Calls = append(out.Calls, c)
 	}
 	for s := range sites {
 		out.Unresolved = append(out.Unresolved, s)

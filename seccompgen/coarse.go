@@ -111,7 +111,7 @@ func (amd64) coarse(b *builder) (bool, error) {
 		}
 	}
 	slices.Sort(b.out.Roots)
-	return true, nil
+	return true, b.arguments()
 }
 
 // maxWanted bounds how many symbols are looked for in the bytes of a file.

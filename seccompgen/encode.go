@@ -40,6 +40,24 @@ func (e *encoder) sites(s []site) {
 	}
 }
 
+func (e *encoder) args(s []argSite) {
+	e.num(uint64(len(s)))
+	for _, x := range s {
+		e.num(x.Addr)
+		e.b = binary.AppendVarint(e.b, int64(x.Nr))
+		e.num(uint64(x.Index))
+		e.num(uint64(x.Value))
+		e.str(x.Reason)
+	}
+}
+
+func (e *encoder) location(l location) {
+	e.flag(l.Slot)
+	e.num(uint64(l.Reg))
+	e.b = binary.AppendVarint(e.b, int64(l.Off))
+	e.num(uint64(l.Size))
+}
+
 func (e *encoder) flag(v bool) {
 	if v {
 		e.num(1)
@@ -66,6 +84,7 @@ func (s *summary) encode() []byte {
 		e.ints(f.Calls)
 		e.ints(f.Imports)
 		e.sites(f.Sites)
+		e.args(f.Args)
 	}
 	e.ints(s.Roots)
 	e.strs(s.Imports)
@@ -77,10 +96,14 @@ func (s *summary) encode() []byte {
 	e.num(uint64(len(s.Wrappers)))
 	for _, w := range s.Wrappers {
 		e.str(w.Name)
-		e.flag(w.Arg.Slot)
-		e.num(uint64(w.Arg.Reg))
-		e.b = binary.AppendVarint(e.b, int64(w.Arg.Off))
-		e.num(uint64(w.Arg.Size))
+		e.location(w.Arg)
+	}
+	e.num(uint64(len(s.ArgWrappers)))
+	for _, w := range s.ArgWrappers {
+		e.str(w.Name)
+		e.b = binary.AppendVarint(e.b, int64(w.Nr))
+		e.num(uint64(w.Index))
+		e.location(w.At)
 	}
 	e.strs(s.Strings)
 	e.strs(s.Names)
@@ -168,6 +191,22 @@ func (d *decoder) sites() []site {
 	return s
 }
 
+func (d *decoder) args() []argSite {
+	n := d.count()
+	if n == 0 {
+		return nil
+	}
+	s := make([]argSite, n)
+	for i := range s {
+		s[i] = argSite{d.num(), int32(d.signed()), uint8(d.num()), uint32(d.num()), d.str()}
+	}
+	return s
+}
+
+func (d *decoder) location() location {
+	return location{d.num() == 1, uint8(d.num()), int32(d.signed()), uint8(d.num())}
+}
+
 func decodeSummary(b []byte) (*summary, error) {
 	d := &decoder{b: b}
 	s := &summary{Soname: d.str(), Interp: d.str(), Rpath: d.str(), Runpath: d.str(), Needed: d.strs()}
@@ -180,7 +219,7 @@ func decodeSummary(b []byte) (*summary, error) {
 		if d.bad {
 			return nil, errCorrupt
 		}
-		s.Funcs[i] = function{d.num(), d.str(), d.num() == 1, d.ints(), d.ints(), d.sites()}
+		s.Funcs[i] = function{d.num(), d.str(), d.num() == 1, d.ints(), d.ints(), d.sites(), d.args()}
 	}
 	s.Roots = d.ints()
 	s.Imports = d.strs()
@@ -190,7 +229,11 @@ func decodeSummary(b []byte) (*summary, error) {
 	}
 	s.Wrappers = make([]wrapper, d.count())
 	for i := range s.Wrappers {
-		s.Wrappers[i] = wrapper{d.str(), location{d.num() == 1, uint8(d.num()), int32(d.signed()), uint8(d.num())}}
+		s.Wrappers[i] = wrapper{d.str(), d.location()}
+	}
+	s.ArgWrappers = make([]argWrapper, d.count())
+	for i := range s.ArgWrappers {
+		s.ArgWrappers[i] = argWrapper{d.str(), passing{int32(d.signed()), uint8(d.num()), d.location()}}
 	}
 	s.Strings = d.strs()
 	s.Names = d.strs()

@@ -25,8 +25,9 @@ type summary struct {
 	Imports                        []string
 	Exports                        []export
 	Wrappers                       []wrapper // exported, and take a call number
-	Strings                        []string  // absolute paths and names of libraries in its data
-	Names                          []string  // what it may look up with dlsym, when it imports that
+	ArgWrappers                    []argWrapper
+	Strings                        []string // absolute paths and names of libraries in its data
+	Names                          []string // what it may look up with dlsym, when it imports that
 	// Trouble makes every program that loads the file unresolved.
 	Trouble []site
 }
@@ -38,6 +39,7 @@ type function struct {
 	Calls   []int32 // functions and objects of this file that are called, jumped to, or whose address is taken
 	Imports []int32 // likewise of other files, by index in summary.Imports
 	Sites   []site
+	Args    []argSite
 }
 
 // site is one place that makes a system call.
@@ -177,6 +179,9 @@ func (b *builder) whole() error {
 	b.findNoReturn()
 	b.roots()
 	if err := b.resolve(); err != nil {
+		return err
+	}
+	if err := b.arguments(); err != nil {
 		return err
 	}
 	b.finish()

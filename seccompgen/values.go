@@ -74,7 +74,10 @@ type body struct {
 	// variable gives the value of a variable that nothing changes; may be nil.
 	variable func(addr uint64, size uint8) (int64, bool)
 	leas     []int32 // slots whose address is computed
-	clobber  uint32  // registers that a call changes
+	// exact is true where 32 bits of a value matter, and not a call number: a
+	// parameter of which an instruction keeps less is no longer that parameter.
+	exact   bool
+	clobber uint32 // registers that a call changes
 }
 
 const (
@@ -453,6 +456,12 @@ func (q *query) before(i int32, loc location, depth int) values {
 				out.addConst(c)
 				continue
 			}
+			if n, ok := q.bounded(pr, p); ok {
+				for c := range n {
+					out.addConst(c)
+				}
+				continue
+			}
 			q.after(pr, p.loc, depth, &out, push)
 		}
 	}
@@ -479,6 +488,27 @@ func (q *query) proved(jcc int32, p point) (int64, bool) {
 			return zext32(c.Imm), true
 		}
 		return c.Imm, true
+	}
+	return 0, false
+}
+
+// bounded tells, of an argument, what an unsigned comparison says of a register:
+// that its low 32 bits are less than a small number, as before a switch.
+func (q *query) bounded(jcc int32, p point) (int64, bool) {
+	j := &q.d.ins[jcc]
+	if !q.d.exact || j.Class != x86.Jcc || p.loc.Slot || jcc == 0 || len(q.d.preds[jcc]) != 1 || q.d.preds[jcc][0] != jcc-1 || q.d.entry[jcc] {
+		return 0, false
+	}
+	taken := int(p.at) < len(q.d.pcs) && j.Target(q.d.pcs[jcc]) == q.d.pcs[p.at]
+	c := &q.d.ins[jcc-1]
+	if taken == (p.at == jcc+1) || c.Class != x86.AluImm || c.Alu != x86.Cmp || c.IsMem || c.Size < 4 || c.RM != p.loc.Reg || c.Imm < 0 || c.Imm > 16 {
+		return 0, false
+	}
+	switch {
+	case j.Cond == 7 && !taken, j.Cond == 6 && taken: // not above
+		return c.Imm + 1, true
+	case j.Cond == 3 && !taken, j.Cond == 2 && taken: // below
+		return c.Imm, c.Imm > 0
 	}
 	return 0, false
 }
@@ -530,6 +560,10 @@ func (q *query) after(i int32, loc location, depth int, out *values, push func(p
 		}
 	case x86.Mov:
 		if in.IsMem && in.Load {
+			if q.d.exact && in.Size < 4 {
+				fail("computed from parts of a register")
+				return
+			}
 			q.load(i, in.Size, depth, out, push, fail)
 			return
 		}
@@ -551,6 +585,10 @@ func (q *query) after(i int32, loc location, depth int, out *values, push func(p
 			v = q.before(i, reg(in.RM), depth+1)
 		}
 		bits := in.SrcSize * 8
+		if in.Size < 4 || q.d.exact && bits < 32 && len(v.params) > 0 {
+			fail("computed from parts of a register")
+			return
+		}
 		q.apply(v, out, func(c int64) int64 {
 			c = c << (64 - bits)
 			if in.Signed {
@@ -564,6 +602,10 @@ func (q *query) after(i int32, loc location, depth int, out *values, push func(p
 			return c
 		})
 	case x86.Cmov:
+		if in.Size < 4 {
+			fail("computed from parts of a register")
+			return
+		}
 		f := func(c int64) int64 { return c }
 		if in.Size == 4 {
 			f = zext32
@@ -626,7 +668,7 @@ func (q *query) after(i int32, loc location, depth int, out *values, push func(p
 		q.alu(in, q.before(i, loc, depth+1), in.Imm, out, fail)
 	case x86.Neg, x86.Not:
 		v := q.before(i, loc, depth+1)
-		if !v.finite() {
+		if !v.finite() || in.Size < 4 {
 			fail("computed")
 			return
 		}

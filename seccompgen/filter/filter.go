@@ -9,7 +9,9 @@
 //     or by the supervisor. Arguments that the kernel cuts to 32 bits are
 //     compared in 32 bits, which the engine's profile does not do.
 //   - What is needed for the container's whole life is an ALLOW without
-//     conditions, which the kernel answers from a bitmap (since Linux 5.11).
+//     conditions, which the kernel answers from a bitmap (since Linux 5.11),
+//     but for the few calls with a proved argument (plan.Syscall.Args): these
+//     are an ALLOW of the proved values and a NOTIFY of all others.
 //   - Every other call with a known name is a NOTIFY, so that it is refused
 //     with an errno that its callers understand, and reported. execve, execveat
 //     and listen are NOTIFY even when allowed, and so is what a program needs
@@ -182,6 +184,7 @@ type builder struct {
 	plan    map[string]record.Phase
 	loop    map[string]bool // every entry of the plan says UntilLoop
 	runtime map[string]record.Phase
+	args    map[string][]Restriction
 
 	allow, notify []string
 	fixed         map[outcome][]string
@@ -192,14 +195,16 @@ type builder struct {
 
 func newBuilder(in Input, engine *profile, arches []string) *builder {
 	b := &builder{in: in, engine: engine, arches: arches,
-		plan: make(map[string]record.Phase), loop: make(map[string]bool), runtime: make(map[string]record.Phase),
+		plan: make(map[string]record.Phase), loop: make(map[string]bool), runtime: make(map[string]record.Phase), args: make(map[string][]Restriction),
 		fixed: make(map[outcome][]string), classes: make(map[string]Class)}
 	for _, s := range in.Allow {
 		phase, until := s.Phase, s.UntilLoop
-		if had, ok := b.plan[s.Name]; ok {
+		had, ok := b.plan[s.Name]
+		if ok {
 			phase, until = phase.Widest(had), until && b.loop[s.Name]
 		}
 		b.plan[s.Name], b.loop[s.Name] = phase, until
+		b.args[s.Name] = proved(b.args[s.Name], s, !ok)
 	}
 	for _, s := range RuntimeNeeds(in.RuncVersion, in.NoNewPrivileges) {
 		b.runtime[s.Name] = s.Phase
@@ -250,6 +255,8 @@ func (b *builder) class(name string, r Rule) Class {
 		return StartingOnly
 	case planned && (slices.Contains(notified, name) || b.untilLoop(name)):
 		return Judged
+	case planned && b.holds(name, r):
+		return AllowedByArgument
 	case planned && r.Always():
 		return Allowed
 	case planned:
@@ -261,6 +268,13 @@ func (b *builder) class(name string, r Rule) Class {
 		return RuntimeOnly
 	}
 	return Undeclared
+}
+
+// holds tells whether the kernel holds an allowed call to the arguments that
+// the programs were proved to pass.
+func (b *builder) holds(name string, r Rule) bool {
+	_, ok := inKernel(b.restrictions(name), r)
+	return ok
 }
 
 func (b *builder) add(name string) {
@@ -283,6 +297,10 @@ func (b *builder) add(name string) {
 		b.allow = append(b.allow, name)
 	case class == AllowedByArgument:
 		allow, notify, ok := split(name, r)
+		if own, held := inKernel(b.restrictions(name), r); held {
+			allow, notify = own.kernel(own.looksAt(name, r))
+			ok = true
+		}
 		if !ok { // write, which cannot be notified
 			allow = r.Allowed
 		}
@@ -360,8 +378,17 @@ func (b *builder) verdicts() *Verdicts {
 			if !ok || !has {
 				continue
 			}
-			v.Entries[a] = append(v.Entries[a], Entry{Nr: nr, Name: name, Class: class, UntilLoop: b.untilLoop(name),
-				Errno: b.engine.refusalErrno(a, name, nr), Engine: b.engine.rule(name)})
+			e := Entry{Nr: nr, Name: name, Class: class, UntilLoop: b.untilLoop(name),
+				Errno: b.engine.refusalErrno(a, name, nr), Engine: b.engine.rule(name)}
+			switch class {
+			case AllowedByArgument:
+				if own, ok := inKernel(b.restrictions(name), e.Engine); ok {
+					e.Args = []Restriction{own}
+				}
+			case StartingOnly, Judged:
+				e.Args = b.restrictions(name)
+			}
+			v.Entries[a] = append(v.Entries[a], e)
 		}
 		slices.SortFunc(v.Entries[a], func(x, y Entry) int { return x.Nr - y.Nr })
 	}

@@ -19,7 +19,8 @@ const (
 	// Allowed calls never leave the kernel.
 	Allowed Class = "allowed"
 	// AllowedByArgument calls stay in the kernel while the engine's profile
-	// allows their arguments; the rest is notified and refused.
+	// allows their arguments and they are among those that the programs were
+	// proved to pass; the rest is notified and refused.
 	AllowedByArgument Class = "allowed-by-argument"
 	// Judged calls are needed for the whole life, and the supervisor is asked
 	// each time: execve, execveat and listen, calls whose conditions no kernel
@@ -57,6 +58,8 @@ type Entry struct {
 	UntilLoop bool  `json:"until_loop,omitempty"`
 	Errno     int32 `json:"errno"` // the answer when refused; 0 only if the engine's own rule fakes success
 	Engine    Rule  `json:"engine"`
+	// Args is what the arguments are held to beside the engine's profile.
+	Args []Restriction `json:"args,omitempty"`
 }
 
 // Verdicts answers for every call that a filter of Build can notify. It is
@@ -144,13 +147,15 @@ func (v *Verdicts) Judge(c Call, by Caller) Decision {
 	if by.BeforeExec {
 		return d
 	}
+	beyond, outside := e.outside(c.Args)
 	switch {
-	case by.Identity == record.Operator:
+	case by.Identity == record.Operator: // an operator's tools are not the image's
 		if !e.Class.declared() {
 			d.Report, d.Verdict = true, record.Reported
 			d.Reason = "called by an operator's exec; the image does not need it"
 		}
 		return d
+	case outside:
 	case by.Identity == record.HealthCheck && e.Class.declared():
 		return d
 	case taken(e, by):
@@ -160,6 +165,8 @@ func (v *Verdicts) Judge(c Call, by Caller) Decision {
 		return d
 	}
 	switch {
+	case outside:
+		d.Reason = beyond.deviation(c.Args)
 	case taken(e, by):
 		d.Reason = fmt.Sprintf("%s needs it only before it serves, and this process of it is in its service loop", by.InLoop)
 	case e.Class == StartingOnly:
@@ -262,6 +269,11 @@ func ParseVerdicts(b []byte) (*Verdicts, error) {
 		for i, e := range entries {
 			if i > 0 && entries[i-1].Nr >= e.Nr {
 				return nil, fmt.Errorf("parse verdicts: %s: call %d is out of order", arch, e.Nr)
+			}
+			for _, r := range e.Args {
+				if r.Index > 5 {
+					return nil, fmt.Errorf("parse verdicts: %s: call %d: argument index %d", arch, e.Nr, r.Index)
+				}
 			}
 			for _, all := range slices.Concat(e.Engine.Allowed, e.Engine.Refused) {
 				for _, a := range all {

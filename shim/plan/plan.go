@@ -68,6 +68,9 @@ type Syscall struct {
 	// proved keeps it, as long as Phase says.
 	UntilLoop bool            `json:"until_loop,omitempty"`
 	Origins   []record.Origin `json:"origins"`
+	// Args are the scalar arguments that were looked at, in order. The call is
+	// allowed with what those that were proved can be.
+	Args []Arg `json:"args,omitempty"`
 }
 
 // Loop is the proof that a process has come to the loop in which it serves: a

@@ -258,6 +258,9 @@ func (p *printer) syscalls(plan *Plan) {
 	}
 	p.words("  serving   ", serving)
 	p.words("  starting  ", starting)
+	if !s.Widened {
+		p.args(s.Allow)
+	}
 	sites := map[string][]Site{}
 	for _, u := range s.Unresolved {
 		sites[u.File] = append(sites[u.File], u)

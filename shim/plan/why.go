@@ -54,6 +54,8 @@ type Reasons struct {
 	Because []string        `json:"because"`
 	Origins []record.Origin `json:"origins"` // of the plan's entry
 	Ways    []Way           `json:"ways"`    // shortest first, one of each program
+	// Args are the arguments that were looked at.
+	Args []Arg `json:"args,omitempty"`
 }
 
 // Chain lists what declares that a program may run: the script or program that
@@ -142,6 +144,7 @@ func (r *Reasons) Text(w io.Writer) error {
 			out.line("  ← %s", o)
 		}
 	}
+	out.whyArgs(r.Args)
 	for _, way := range r.Ways {
 		out.way(way)
 	}

@@ -71,6 +71,7 @@ func (f facts) reasons(p *plan.Plan, name string, ways []plan.Way) *plan.Reasons
 	case at >= 0:
 		c := p.Syscalls.Allow[at]
 		r.Allowed, r.Phase, r.UntilLoop, r.Origins = true, c.Phase, c.UntilLoop, c.Origins
+		r.Args = c.Args
 		f.phase(say, c, ways)
 	case refused:
 		say("the engine's own seccomp profile refuses it, whatever the arguments; declarun allows nothing that the engine does not")
