@@ -28,6 +28,7 @@ type container struct {
 	prepared time.Time
 
 	permitted permitted
+	share     share
 	loops     *loops // nil where no call is taken away by processes; set with Guard
 
 	mu        sync.Mutex

@@ -190,7 +190,7 @@ func (w *Worker) decideExec(l *listener, n *notification, name string, by filter
 		}
 	}
 	r := w.obey(l, n, by, object)
-	if r == goOn && (by.Identity == record.Application || by.BeforeExec) {
+	if r == goOn && by.Identity == record.Application {
 		c.loops.executed()
 	}
 	if r == goOn && first && l.handOver(n.ID) {

@@ -1,6 +1,8 @@
 package supervise
 
 import (
+	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,6 +10,7 @@ import (
 	"os"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -146,6 +149,47 @@ var errHangup = errors.New("nobody uses the filter any more")
 // run serves until the last process with the filter is gone (nil), or until
 // the listener is told to stop.
 func (l *listener) run() error {
+	ended := make(chan error, 1)
+	go l.serve(ended)
+	return <-ended
+}
+
+// patience is how long a reader may take over an answer of its own before another
+// one reads in its place. A caller can make that long: its memory is read, and what
+// it has mapped there can keep whoever reads it waiting (userfaultfd, FUSE).
+const patience = 20 * time.Millisecond
+
+// What a reader does.
+const (
+	reading int32 = iota
+	answering
+	replaced
+)
+
+// serve reads and answers, until somebody else has to read for it.
+func (l *listener) serve(ended chan<- error) {
+	var doing atomic.Int32
+	relief := time.AfterFunc(time.Hour, func() {
+		if doing.CompareAndSwap(answering, replaced) {
+			go l.serve(ended)
+		}
+	})
+	defer relief.Stop()
+	ends, err := l.read(func(slot int) (goOn bool) {
+		doing.Store(answering)
+		relief.Reset(patience)
+		l.answer(slot)
+		relief.Stop()
+		return doing.CompareAndSwap(answering, reading)
+	})
+	if ends {
+		ended <- err
+	}
+}
+
+// read hands what it reads to answer while nobody else waits, until that gives
+// false. ends says that nobody reads any more.
+func (l *listener) read(answer func(slot int) (goOn bool)) (ends bool, err error) {
 	failures := 0
 	var last time.Time
 	for {
@@ -185,9 +229,10 @@ func (l *listener) run() error {
 				go l.answer(slot)
 			} else {
 				// Nobody else waits: handing it to another thread would cost more
-				// than the answer. Whoever makes the answer slow (its memory is
-				// read) makes only its own container wait.
-				l.answer(slot)
+				// than the answer. If that is slow another reader takes over.
+				if !answer(slot) {
+					return false, nil
+				}
 			}
 			continue
 		}
@@ -198,12 +243,12 @@ func (l *listener) run() error {
 		switch {
 		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EINTR):
 		case errors.Is(err, errHangup), errors.Is(err, unix.ENOTCONN):
-			return nil
+			return true, nil
 		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, os.ErrClosed):
-			return err
+			return true, err
 		default:
 			if failures++; failures > 100 {
-				return fmt.Errorf("read notification: %w", err)
+				return true, fmt.Errorf("read notification: %w", err)
 			}
 			time.Sleep(10 * time.Millisecond)
 		}
@@ -217,8 +262,64 @@ func (l *listener) stop() { l.file.SetReadDeadline(time.Unix(1, 0)) }
 // taken over from an earlier worker holds no place in slots.
 func (l *listener) answer(slot int) {
 	defer l.busy.Done()
+	l.c.share.wait(l.w.ctx)
+	began := time.Now()
 	l.reply(slot)
+	l.c.share.charge(time.Since(began))
 	<-l.slots
+}
+
+// share is how much of the supervisor's time a container can take for its
+// notifications: what it takes more is taken from it by answering later. Nothing is
+// answered otherwise for that.
+type share struct {
+	mu   sync.Mutex
+	left time.Duration
+	at   time.Time
+	// Rate is how much it gets in a second, Most how much it can save up; zero: shareRate, shareMost.
+	Rate, Most time.Duration
+}
+
+const (
+	shareRate = 500 * time.Millisecond // half of one processor: some thousand executions a second
+	shareMost = time.Second
+	shareCost = 5 * time.Millisecond // what takes longer waits for something
+	shareWait = 250 * time.Millisecond
+)
+
+// spend takes from the share, and gives how long to wait for it to be even again.
+func (s *share) spend(d time.Duration, now time.Time) (wait time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	rate, most := cmp.Or(s.Rate, shareRate), cmp.Or(s.Most, shareMost)
+	if s.at.IsZero() {
+		s.left, s.at = most, now
+	}
+	passed := max(now.Sub(s.at), 0)
+	s.at = now
+	s.left = min(most, s.left+time.Duration(float64(min(passed, time.Hour))*rate.Seconds()))
+	s.left = max(s.left-min(d, shareCost), -most)
+	if s.left >= 0 {
+		return 0
+	}
+	return min(shareWait, time.Duration(float64(-s.left)/rate.Seconds()))
+}
+
+func (s *share) charge(d time.Duration) { s.spend(d, time.Now()) }
+
+// wait holds a caller up for as long as its container is in debt. Its other
+// callers that come meanwhile find the debt paid off by less.
+func (s *share) wait(ctx context.Context) {
+	wait := s.spend(0, time.Now())
+	if wait == 0 {
+		return
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
 }
 
 // fatal is how many workers may end with the same call in hand.

@@ -249,6 +249,82 @@ func TestWorkerKilled(t *testing.T) {
 	p.want("getpgid 0", "ok")
 }
 
+// An answer that never comes keeps nobody else waiting.
+func TestHungAnswer(t *testing.T) {
+	w := newWorld(t)
+	in, p := w.container("hang", fakeConfig{Plan: testPlan(record.Enforce)})
+	for range 3 {
+		p.want(fmt.Sprintf("getpgidlater %d", argHang), "ok")
+		p.want("getpgid 0", "ok")
+		p.want("chroot", "operation not permitted")
+		p.want("exec /bin/echo hello", "hello")
+	}
+	w.must("a call in hand", func() bool { _, err := os.Stat(w.dir + "/hanging"); return err == nil })
+	p.want("getpgid 0", "ok")
+	in.kill()
+	w.must("no state", w.empty)
+}
+
+// A container that has used up its share of the supervisor's time waits, and gets
+// the answers that it would get otherwise.
+func TestPoor(t *testing.T) {
+	w := newWorld(t)
+	_, p := w.container("poor", fakeConfig{Plan: testPlan(record.Enforce)})
+	_, other := w.container("other", fakeConfig{Plan: testPlan(record.Enforce)})
+	p.want(fmt.Sprintf("getpgid %d", argPoor), "no such process")
+	for range 5 {
+		p.want("getpgid 0", "ok")
+		p.want("chroot", "operation not permitted")
+		p.want("exec /bin/echo hello", "hello")
+		other.want("getpgid 0", "ok")
+	}
+}
+
+func TestShare(t *testing.T) {
+	now := time.Now()
+	s := &share{}
+	for range 100 { // what it may save up
+		if wait := s.spend(10*time.Millisecond, now); wait != 0 {
+			t.Fatalf("waits %v with %v left", wait, s.left)
+		}
+		if s.left == shareMost {
+			t.Fatal("nothing is taken")
+		}
+	}
+	for s.spend(shareCost, now) == 0 {
+	}
+	if wait := s.spend(0, now); wait <= 0 || wait > shareCost*2 {
+		t.Errorf("in debt by %v it waits %v", s.left, wait)
+	}
+	if wait := s.spend(0, now.Add(shareCost*2)); wait != 0 {
+		t.Errorf("paid off, and it waits %v", wait)
+	}
+	for range 10000 {
+		if wait := s.spend(time.Hour, now); wait > shareWait {
+			t.Fatalf("waits %v", wait)
+		}
+	}
+	if s.left < -shareMost {
+		t.Errorf("a debt of %v", s.left)
+	}
+	if wait := s.spend(0, now.Add(-time.Hour)); wait > shareWait { // a clock that goes back
+		t.Errorf("waits %v", wait)
+	}
+	if s.spend(0, now.Add(24*time.Hour)); s.left != shareMost {
+		t.Errorf("%v left after a day", s.left)
+	}
+	// In the long run it gets what it is given.
+	s, spent := &share{}, time.Duration(0)
+	for at := now; at.Before(now.Add(time.Minute)); {
+		at = at.Add(s.spend(0, at) + time.Millisecond)
+		s.spend(time.Millisecond, at)
+		spent += time.Millisecond
+	}
+	if spent < 25*time.Second || spent > 33*time.Second {
+		t.Errorf("%v of a minute", spent)
+	}
+}
+
 func TestMonitorKilled(t *testing.T) {
 	w := newWorld(t)
 	_, p := w.container("orphan", fakeConfig{Plan: testPlan(record.Enforce)})

@@ -87,6 +87,7 @@ const (
 	argPanic = 0xdead // getpgid arguments that make the worker misbehave
 	argHang  = 0xbeef // …until a file says otherwise
 	argDie   = 0xd1e
+	argPoor  = 0xb00 // its container has next to no share of the supervisor's time from now on
 )
 
 func testWorker(dir string) error {
@@ -115,6 +116,10 @@ func testWorker(dir string) error {
 				if _, err := os.Stat(dir + "/nohang"); err != nil {
 					select {}
 				}
+			case argPoor:
+				l.c.share.mu.Lock()
+				l.c.share.Rate, l.c.share.Most = 10*time.Millisecond, time.Microsecond
+				l.c.share.mu.Unlock()
 			case argDie:
 				unix.Kill(os.Getpid(), unix.SIGKILL)
 				select {}
@@ -293,6 +298,10 @@ func container2() error {
 			var n uint64
 			n, _ = strconv.ParseUint(words[1], 0, 64)
 			_, err = unix.Getpgid(int(n))
+		case "getpgidlater": // by somebody else, and nobody waits for it
+			n, _ := strconv.ParseUint(words[1], 0, 64)
+			// Not unix.Getpgid: it tells the scheduler nothing, which waits for it then.
+			go unix.Syscall(unix.SYS_GETPGID, uintptr(n), 0, 0)
 		case "getpgids":
 			count, _ := strconv.Atoi(words[1])
 			for range count {
