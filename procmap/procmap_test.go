@@ -1,7 +1,9 @@
 package procmap
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,6 +11,7 @@ import (
 
 	"github.com/declarun/declarun/shim/declared"
 	"github.com/declarun/declarun/shim/record"
+	"github.com/declarun/declarun/shim/rootfs"
 )
 
 // Which programs, in which phase: rows are claims.
@@ -362,5 +365,29 @@ func TestAnalysePhases(t *testing.T) {
 	}
 	if got := list(c, record.Serving, record.Application); got != "/usr/bin/sleep" {
 		t.Errorf("may be executed while serving: %s", got)
+	}
+}
+
+// What is cut short may hide a command.
+func TestWhatIsNotFollowedToTheEndWidens(t *testing.T) {
+	deep := "f0() { exec /srv; }\n"
+	for i := range maxCalls + 2 {
+		deep += fmt.Sprintf("f%d() { f%d; }\n", i+1, i)
+	}
+	for claim, src := range map[string]string{
+		"more words of braces than are looked at":    "for p in /srv{1..70}; do $p; done",
+		"functions that call each other deeply":      deep + fmt.Sprintf("f%d", maxCalls+2),
+		"a script that sources itself over and over": "while :; do . /x \"$@\"; set -- \"$@\" x; done; . /x; . /x y; /x $0 \"$@\" z; exec /x \"$@\" q",
+	} {
+		dir := t.TempDir()
+		base().with(tree{"/srv": "elf x", "/x": "#!/bin/sh\n" + src}).write(t, dir)
+		root, err := rootfs.Open(dir)
+		must(t, err)
+		c, err := Derive(context.Background(), root, image("bash", "-c", src))
+		root.Close()
+		must(t, err)
+		if !c.WideStarting {
+			t.Errorf("%s: not wide", claim)
+		}
 	}
 }

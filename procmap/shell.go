@@ -146,6 +146,18 @@ func parseScript(src, name, shell string) (f *syntax.File, err error) {
 	return nil, err
 }
 
+// parse is parseScript at the builder's expense: a script that sources itself
+// in many ways is mostly parsed.
+func (b *builder) parse(src, name, shell string) (*syntax.File, error) {
+	if b.charge(parseWork + len(src)/32) {
+		return nil, errors.New("more scripts than are followed")
+	}
+	return parseScript(src, name, shell)
+}
+
+// parseWork is what reading the smallest script costs.
+const parseWork = 40
+
 // shell follows what a shell runs. It gives the phase of the shell's own exec,
 // and the phase in which its system calls are made.
 func (b *builder) shell(o *object, base string, r *run) (phase, calls record.Phase) {
@@ -207,7 +219,7 @@ func (b *builder) shell(o *object, base string, r *run) (phase, calls record.Pha
 		b.serve(o, r)
 		return phase, phase
 	}
-	f, err := parseScript(src, s.file, base)
+	f, err := b.parse(src, s.file, base)
 	if err != nil {
 		b.dynamic(r, fmt.Sprintf("%s cannot be read: %v", scriptName(s.file), err))
 		return phase, phase
@@ -766,7 +778,12 @@ func (s *script) exec(args []string, n *syntax.CallExpr, st *state, next flow, c
 }
 
 func (s *script) function(name string, body *syntax.Stmt, args []string, st *state, next flow, c place, extra map[string]value) {
-	if len(s.calls) >= maxCalls || slices.Contains(s.calls, name) && count(s.calls, name) > 2 {
+	recursive := count(s.calls, name)
+	if len(s.calls) >= maxCalls && recursive == 0 {
+		// What it runs may not have been seen anywhere else.
+		s.b.dynamic(s.r, fmt.Sprintf("%s: functions call each other more than %d deep", scriptName(s.file), maxCalls))
+	}
+	if len(s.calls) >= maxCalls || recursive > 2 {
 		st.havoc = true // recursion: its values do not settle here
 		return
 	}
@@ -835,7 +852,7 @@ func (s *script) source(src, file, shell string, n syntax.Node, args []fields, s
 		s.dynamic(n, st, c, next, "scripts nested more than they are followed")
 		return
 	}
-	f, err := parseScript(src, file, shell)
+	f, err := s.b.parse(src, file, shell)
 	if err != nil {
 		s.dynamic(n, st, c, next, fmt.Sprintf("%s cannot be read: %v", scriptName(file), err))
 		st.havoc = true

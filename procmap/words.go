@@ -104,7 +104,8 @@ func braces(w *syntax.Word) []*syntax.Word {
 split:
 	var out []*syntax.Word
 	for b, err := range expand.BracesSeq(nil, c) {
-		if err != nil || len(out) >= 64 {
+		if err != nil || len(out) >= 64 { // and more that are not looked at
+			out = append(out, &syntax.Word{Parts: []syntax.WordPart{&syntax.ParamExp{Short: true, Param: &syntax.Lit{Value: "__unknown__"}}}})
 			break
 		}
 		out = append(out, b)

@@ -176,7 +176,7 @@ func (s *store) analyse(ctx context.Context, file string) (sum *summary, err err
 			"use an image whose programs are all for one architecture"}
 	}
 	kept := s.cache != (NoCache{}) && size >= cacheFrom && size <= wholeUpTo
-	t := &taken{f: f, size: size, whole: kept}
+	t := &taken{f: f, size: size, whole: size <= wholeUpTo}
 	defer t.close()
 	if kept {
 		digest, err := s.digest(t)

@@ -166,11 +166,13 @@ func (p *analysers) analyse(ctx context.Context, root *rootfs.Root, d *declared.
 	return r.Reading, nil
 }
 
+// without is the way out where there is no other.
+const without = "list the image under exclude in the site's configuration to run it without declarun"
+
 // postMortem ends a child that gave no answer and says why it did not.
 func (a *analyser) postMortem(cause error, limit time.Duration) *AnalysisError {
 	a.end()
 	const what = "analyse the image's programs: the analyser "
-	const without = "list the image under exclude in the site's configuration to run it without declarun"
 	said := a.said.String()
 	if said != "" {
 		log.Printf("declarund: the analyser's last words: %s", said)

@@ -256,7 +256,7 @@ func received(oob []byte) ([]*os.File, error) {
 func answer(q question, dir *os.File, cache seccompgen.Cache) (r reply) {
 	defer func() {
 		if p := recover(); p != nil {
-			r = reply{Error: fmt.Sprintf("analyse the image's programs: %v", p), Remedy: "report the image"}
+			r = reply{Error: fmt.Sprintf("analyse the image's programs: %v", p), Remedy: "report the image; " + without}
 		}
 	}()
 	root, err := rootfs.FromFile(dir)
@@ -270,14 +270,14 @@ func answer(q question, dir *os.File, cache seccompgen.Cache) (r reply) {
 	if err == nil {
 		return r
 	}
-	r.Error = err.Error()
+	r.Error, r.Remedy = err.Error(), "correct the image; "+without
 	var way interface{ Remedy() string }
 	switch {
 	case errors.As(err, &way):
 		r.Remedy = way.Remedy()
 	case errors.Is(err, context.DeadlineExceeded):
 		r.Error = fmt.Sprintf("analyse the image's programs: it took longer than %v", q.Limit.Round(100_000_000))
-		r.Remedy = "the image is very large, or made to take long: try again, since what was found is kept"
+		r.Remedy = "the image is very large, or made to take long: try again, since what was found is kept; " + without
 	}
 	return r
 }
