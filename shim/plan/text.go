@@ -42,7 +42,7 @@ func (p *Plan) Text(w io.Writer) error {
 	out.syscalls(p)
 	out.storage(p.Storage)
 	out.network(p.Network)
-	out.capabilities(p.Capabilities)
+	out.capabilities(p.Capabilities, p.NoNewPrivileges)
 	if len(p.Notes) > 0 {
 		out.section("notes")
 		for _, n := range p.Notes {
@@ -353,8 +353,12 @@ func (p *printer) network(n Network) {
 	}
 }
 
-func (p *printer) capabilities(all []Capability) {
-	p.section("capabilities (%d)", len(all))
+func (p *printer) capabilities(all []Capability, noMore bool) {
+	if noMore {
+		p.section("capabilities (%d), and no program gets any from its file (no_new_privs)", len(all))
+	} else {
+		p.section("capabilities (%d)", len(all))
+	}
 	var entries []entry
 	for _, c := range all {
 		entries = append(entries, entry{"", c.Name, c.Origins})
