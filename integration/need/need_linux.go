@@ -115,3 +115,14 @@ func Landlock(t testing.TB, version uintptr) {
 		missing(t, "landlock", "kernel has an older version")
 	}
 }
+
+// Userfaultfd needs page faults that user space answers (Linux 4.3, CONFIG_USERFAULTFD).
+func Userfaultfd(t testing.TB) {
+	t.Helper()
+	fd, _, errno := unix.Syscall(unix.SYS_USERFAULTFD, unix.O_CLOEXEC, 0, 0)
+	if errno != 0 {
+		missing(t, "userfaultfd", errno.Error())
+		return
+	}
+	unix.Close(int(fd))
+}

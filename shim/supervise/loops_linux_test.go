@@ -2,6 +2,7 @@ package supervise
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -298,6 +299,51 @@ func TestLoopWithoutStack(t *testing.T) {
 	main.want("call", "ok")
 	main.want("calls 2000", "ok")
 	main.want("call", "ok")
+}
+
+// A stack whose pages a process would have to provide itself keeps nobody waiting.
+func TestLoopTrap(t *testing.T) {
+	need.Userfaultfd(t)
+	l := newLooper(t, record.Enforce, false)
+	main := l.end("main")
+	traps := []string{"a", "b", "c"}
+	for _, name := range traps {
+		l.end(name)
+		main.want("fork "+name, "ok")
+		l.end(name).want("trap", "ok")
+	}
+	for _, name := range traps[1:] {
+		fmt.Fprintln(l.end(name).in, "call")
+	}
+	main.want("call", "ok")
+	main.want("loop", "ok")
+	l.proved(1, 4) // nobody asked
+	main.want("wipe", "ok")
+	main.want("call", denied)
+	l.in.kill()
+	l.w.must("no state", l.w.empty)
+}
+
+// A look that does not end is given up, is not tried again, and is over some time.
+func TestLoopHung(t *testing.T) {
+	k, calls, release := newLoops(), make(chan int, 100), make(chan struct{})
+	k.lookAt = func(tid int, _ []program) (sight, error) {
+		calls <- tid
+		<-release
+		return sight{}, errGone
+	}
+	for range 3 {
+		if _, _, err := k.look(proc{7, 1}, 0); !errors.Is(err, errHung) {
+			t.Errorf("%v", err)
+		}
+	}
+	if len(calls) != 1 {
+		t.Errorf("%d looks", len(calls))
+	}
+	close(release)
+	if !eventually(func() bool { _, _, err := k.look(proc{7, 1}, 0); return errors.Is(err, errGone) }) {
+		t.Error("never looked at again")
+	}
 }
 
 // Processes that execute and end while they are looked at.
