@@ -21,7 +21,7 @@ import (
 
 // looper is a container that runs testdata/looper.c.
 type looper struct {
-	t    *testing.T
+	t    testing.TB
 	w    *world
 	in   *inside
 	dir  string
@@ -31,14 +31,14 @@ type looper struct {
 
 // end is the other end of one of its processes, or threads.
 type end struct {
-	t    *testing.T
+	t    testing.TB
 	name string
 	in   *os.File
 	out  *os.File
 	read *bufio.Reader
 }
 
-func build(t *testing.T, to string, flags ...string) (program string, returns uint64) {
+func build(t testing.TB, to string, flags ...string) (program string, returns uint64) {
 	t.Helper()
 	program = filepath.Join(to, "looper")
 	args := append([]string{"-O1", "-pthread", "-o", program, "testdata/looper.c"}, flags...)
@@ -57,7 +57,7 @@ func build(t *testing.T, to string, flags ...string) (program string, returns ui
 }
 
 // newLooper runs it. port says whether the container declares one.
-func newLooper(t *testing.T, m record.Mode, port bool, flags ...string) *looper {
+func newLooper(t testing.TB, m record.Mode, port bool, flags ...string) *looper {
 	if len(flags) == 0 {
 		flags = []string{"-fPIE", "-pie"}
 	}
@@ -65,7 +65,7 @@ func newLooper(t *testing.T, m record.Mode, port bool, flags ...string) *looper 
 	return loopIn(t, w, "looper", m, port, flags...)
 }
 
-func loopIn(t *testing.T, w *world, id string, m record.Mode, port bool, flags ...string) *looper {
+func loopIn(t testing.TB, w *world, id string, m record.Mode, port bool, flags ...string) *looper {
 	l := &looper{t: t, w: w, dir: t.TempDir(), ends: map[string]*end{}}
 	program, returns := build(t, l.dir, flags...)
 	l.file = program
@@ -414,4 +414,17 @@ func TestLoopRestart(t *testing.T) {
 	restart(unix.SIGKILL)
 	again.want("call", "ok")
 	early.want("call", "ok")
+}
+
+func BenchmarkLoopUnproved(b *testing.B) {
+	l := newLooper(b, record.Enforce, true)
+	b.ResetTimer()
+	l.end("main").want(fmt.Sprintf("calls %d", b.N), "ok")
+}
+
+func BenchmarkLoopProved(b *testing.B) {
+	l := newLooper(b, record.Enforce, true)
+	l.end("main").want("loop", "ok")
+	b.ResetTimer()
+	l.end("main").want(fmt.Sprintf("calls %d", b.N), "ok")
 }
