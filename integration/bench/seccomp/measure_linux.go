@@ -1,0 +1,159 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/declarun/declarun/integration/observe"
+	"github.com/declarun/declarun/seccompgen"
+	"github.com/declarun/declarun/shim/plan"
+	"github.com/declarun/declarun/shim/record"
+	"github.com/declarun/declarun/shim/rootfs"
+)
+
+// analysed is what the analysis says of one program of a root.
+type analysed struct {
+	calls      []plan.Syscall
+	unresolved []plan.Site
+	took       time.Duration
+}
+
+func (a *analysed) names(which func(plan.Syscall) bool) []string {
+	var out []string
+	for _, c := range a.calls {
+		if which(c) {
+			out = append(out, c.Name)
+		}
+	}
+	return out
+}
+
+func whole(plan.Syscall) bool { return true }
+
+// serving is what the program may still do once it serves.
+func serving(c plan.Syscall) bool { return c.Phase == record.Serving }
+
+// analyse works out one program's calls: the application's closure, which is
+// the program with the libraries and plug-ins that it loads.
+func analyse(ctx context.Context, root, program string, env []string, cache seccompgen.Cache) (*analysed, error) {
+	r, err := rootfs.Open(root)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	before := time.Now()
+	res, err := seccompgen.Analyse(ctx, r, seccompgen.Request{Env: env, Programs: []seccompgen.Program{{Path: program, Phase: record.Serving}}}, cache)
+	if err != nil {
+		return nil, fmt.Errorf("analyse %s: %w", program, err)
+	}
+	return &analysed{res.Calls, res.Unresolved, time.Since(before)}, nil
+}
+
+// programs gives what the kernel ran for an executed path: the program free of
+// symbolic links, or a script's interpreter. None for what was made in the run.
+func programs(root *rootfs.Root, name string) []string {
+	for range 4 {
+		real, _, err := root.Stat(name)
+		if err != nil {
+			return nil
+		}
+		b, err := root.ReadFile(real, 1<<30)
+		if err != nil {
+			return nil
+		}
+		line, script := strings.CutPrefix(string(b[:min(len(b), 200)]), "#!")
+		if !script {
+			return []string{real}
+		}
+		line, _, _ = strings.Cut(line, "\n")
+		f := strings.Fields(line)
+		if len(f) == 0 {
+			return nil
+		}
+		name = f[0]
+	}
+	return nil
+}
+
+// observed sorts what a trace saw by the program that the kernel ran.
+func observed(root string, t *observe.Trace) (map[string]map[string]string, error) {
+	r, err := rootfs.Open(root)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	out := map[string]map[string]string{}
+	for path, seen := range t.Seen {
+		real := programs(r, path)
+		if real == nil {
+			real = []string{path + " (made in the run)"}
+		}
+		for _, p := range real {
+			if out[p] == nil {
+				out[p] = map[string]string{}
+			}
+			maps.Copy(out[p], seen)
+		}
+	}
+	return out, nil
+}
+
+// missing are calls that were seen and are not allowed.
+func missing(seen map[string]string, allowed []string) []string {
+	var out []string
+	for _, name := range slices.Sorted(maps.Keys(seen)) {
+		if !slices.Contains(allowed, name) {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+// servers is the result of one of the six.
+type served struct {
+	server
+	root string
+	*analysed
+	seen  map[string]string // of the server's own program
+	other map[string]map[string]string
+}
+
+func (s server) measure(ctx context.Context, cache seccompgen.Cache) (*served, error) {
+	root, err := observe.Root(ctx, observe.Spec{Name: s.name, Packages: s.packages, Setup: s.setup})
+	if err != nil {
+		return nil, err
+	}
+	out := &served{server: s, root: root}
+	r, err := rootfs.Open(root)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	real := programs(r, s.argv[0])
+	if len(real) != 1 {
+		return nil, fmt.Errorf("%s: no program", s.argv[0])
+	}
+	env := append(slices.Clone(usual), s.env...)
+	if out.analysed, err = analyse(ctx, root, real[0], env, cache); err != nil {
+		return nil, err
+	}
+	run, err := observe.Run(ctx, observe.Job{Root: root, Dir: "/", Argv: s.argv, Env: env, Trace: true, Drive: s.name, Timeout: 90 * time.Second})
+	if keep := os.Getenv("BENCH_TRACES"); keep != "" && run != nil && run.Trace != nil {
+		_ = os.WriteFile(filepath.Join(keep, s.name), run.Stdout, 0o644)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", s.name, err)
+	}
+	if out.other, err = observed(root, run.Trace); err != nil {
+		return nil, err
+	}
+	out.seen = out.other[real[0]]
+	delete(out.other, real[0])
+	return out, nil
+}
