@@ -313,6 +313,9 @@ func do(dir string, j Job, drivers map[string]Driver, out *Outcome) error {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
+	if j.Trace && j.Drive == "" {
+		go leave(cmd.Process.Pid)
+	}
 	driven := make(chan error, 1)
 	ctx, cancel := context.WithTimeout(context.Background(), j.Timeout)
 	defer cancel()
@@ -356,6 +359,40 @@ func do(dir string, j Job, drivers map[string]Driver, out *Outcome) error {
 	return errors.Join(derr, err)
 }
 
+// leave ends strace a little after what it was given to run: it would wait for
+// every daemon that was left behind.
+func leave(strace int) {
+	pid, err := 0, error(nil)
+	for range 100 {
+		if pid, err = tracee(strace); err == nil {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	for err == nil {
+		time.Sleep(20 * time.Millisecond)
+		err = syscall.Kill(pid, 0)
+	}
+	time.Sleep(300 * time.Millisecond)
+	_ = syscall.Kill(strace, syscall.SIGTERM)
+}
+
+// tracee is what strace runs: its only child.
+func tracee(strace int) (int, error) {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", strace, strace))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, syscall.ESRCH
+	}
+	pid := 0
+	if err == nil {
+		_, err = fmt.Sscan(string(raw), &pid)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("find what strace runs: %w", err)
+	}
+	return pid, nil
+}
+
 func status(s *os.ProcessState) int {
 	w, ok := s.Sys().(syscall.WaitStatus)
 	if ok && w.Signaled() {
@@ -364,17 +401,12 @@ func status(s *os.ProcessState) int {
 	return s.ExitCode()
 }
 
-// signal sends to the command: below strace it is strace's only child.
+// signal sends to the command, or to what strace runs.
 func signal(pid int, traced bool, sig syscall.Signal) error {
 	if traced {
-		raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
-		if errors.Is(err, fs.ErrNotExist) {
-			return syscall.ESRCH
-		} else if err != nil {
-			return fmt.Errorf("find what strace runs: %w", err)
-		}
-		if _, err := fmt.Sscan(string(raw), &pid); err != nil {
-			return fmt.Errorf("find what strace runs: %w", err)
+		var err error
+		if pid, err = tracee(pid); err != nil {
+			return err
 		}
 	}
 	return syscall.Kill(pid, sig)

@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -37,7 +35,7 @@ func (a *analysed) names(which func(plan.Syscall) bool) []string {
 func whole(plan.Syscall) bool { return true }
 
 // serving is what the program may still do once it serves.
-func serving(c plan.Syscall) bool { return c.Phase == record.Serving }
+func serving(c plan.Syscall) bool { return c.Phase == record.Serving && !c.UntilLoop }
 
 // analyse works out one program's calls: the application's closure, which is
 // the program with the libraries and plug-ins that it loads.
@@ -115,7 +113,35 @@ func missing(seen map[string]string, allowed []string) []string {
 	return out
 }
 
-// servers is the result of one of the six.
+// underFilter repeats the server's life under the kernel's filter of it and of
+// the programs that it was seen to execute, and gives the calls it was refused.
+func (s *served) underFilter(ctx context.Context, cache seccompgen.Cache) ([]string, error) {
+	allowed := slices.Clone(s.calls)
+	for p := range s.other {
+		a, err := analyse(ctx, s.root, p, s.env, cache)
+		if err != nil {
+			return nil, err
+		}
+		allowed = append(allowed, a.calls...)
+	}
+	for i := range allowed { // the whole life: nobody says here when it serves
+		allowed[i].Phase, allowed[i].UntilLoop = record.Serving, false
+	}
+	f, err := build(allowed, false)
+	if err != nil {
+		return nil, err
+	}
+	out, err := observe.Run(ctx, observe.Job{Root: s.root, Dir: "/", Argv: s.argv, Env: s.env, Filter: f, Drive: s.name, Timeout: 90 * time.Second})
+	if err != nil {
+		return nil, fmt.Errorf("%s under its filter: %w", s.name, err)
+	}
+	if out.Asked == 0 {
+		return nil, fmt.Errorf("%s: the filter asked nothing", s.name)
+	}
+	return out.Refused, nil
+}
+
+// served is the result of one of the six.
 type served struct {
 	server
 	root string
@@ -139,11 +165,11 @@ func (s server) measure(ctx context.Context, cache seccompgen.Cache) (*served, e
 	if len(real) != 1 {
 		return nil, fmt.Errorf("%s: no program", s.argv[0])
 	}
-	env := append(slices.Clone(usual), s.env...)
-	if out.analysed, err = analyse(ctx, root, real[0], env, cache); err != nil {
+	out.env = append(slices.Clone(usual), s.env...)
+	if out.analysed, err = analyse(ctx, root, real[0], out.env, cache); err != nil {
 		return nil, err
 	}
-	run, err := observe.Run(ctx, observe.Job{Root: root, Dir: "/", Argv: s.argv, Env: env, Trace: true, Drive: s.name, Timeout: 90 * time.Second})
+	run, err := observe.Run(ctx, observe.Job{Root: root, Dir: "/", Argv: s.argv, Env: out.env, Trace: true, Drive: s.name, Timeout: 90 * time.Second})
 	if keep := os.Getenv("BENCH_TRACES"); keep != "" && run != nil && run.Trace != nil {
 		_ = os.WriteFile(filepath.Join(keep, s.name), run.Stdout, 0o644)
 	}
