@@ -47,13 +47,23 @@ func reply(fd int, id uint64, let bool, errno int32) {
 // load puts a filter, an array of struct sock_filter, on the calling thread and
 // gives its listener.
 func load(program []byte) (int, error) {
+	return setFilter(program, unix.SECCOMP_FILTER_FLAG_NEW_LISTENER)
+}
+
+// loadPlain puts a filter that asks nobody on the calling thread.
+func loadPlain(program []byte) error {
+	_, err := setFilter(program, 0)
+	return err
+}
+
+func setFilter(program []byte, flags uintptr) (int, error) {
 	if len(program) == 0 || len(program)%8 != 0 {
 		return -1, errors.New("no whole instructions")
 	}
 	f := make([]unix.SockFilter, len(program)/8)
 	copy(unsafe.Slice((*byte)(unsafe.Pointer(&f[0])), len(program)), program)
 	prog := unix.SockFprog{Len: uint16(len(f)), Filter: &f[0]}
-	fd, _, e := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_NEW_LISTENER, uintptr(unsafe.Pointer(&prog)))
+	fd, _, e := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(&prog)))
 	runtime.KeepAlive(f)
 	if e != 0 {
 		return -1, e

@@ -24,6 +24,9 @@ type questions struct {
 	refused  []string
 	asked    int
 	stop     chan struct{}
+	by       filter.Caller
+	// pretend answers every call with an errno, also those that may go on.
+	pretend bool
 }
 
 // ask prepares a command to be filtered.
@@ -45,7 +48,8 @@ func ask(cmd *exec.Cmd, f *Filter) (*questions, error) {
 	}
 	theirs := os.NewFile(uintptr(pair[1]), "listener")
 	cmd.ExtraFiles = []*os.File{program, theirs}
-	return &questions{socket: pair[0], verdicts: f.Verdicts, theirs: cmd.ExtraFiles, done: make(chan struct{}), stop: make(chan struct{})}, nil
+	return &questions{socket: pair[0], verdicts: f.Verdicts, theirs: cmd.ExtraFiles, done: make(chan struct{}), stop: make(chan struct{}),
+		by: filter.Caller{Identity: record.Application, Phase: record.Starting, Mode: record.Enforce, BeforeExec: true}}, nil
 }
 
 // begin receives the listener and answers from then on.
@@ -90,7 +94,6 @@ func (q *questions) end() ([]string, int) {
 func (q *questions) answer(fd int) {
 	defer close(q.done)
 	defer unix.Close(fd)
-	by := filter.Caller{Identity: record.Application, Phase: record.Starting, Mode: record.Enforce, BeforeExec: true}
 	for {
 		select {
 		case <-q.stop:
@@ -109,13 +112,20 @@ func (q *questions) answer(fd int) {
 			continue // its caller is gone
 		}
 		q.asked++
-		d := q.verdicts.Judge(filter.Call{AuditArch: n.arch, Nr: int(n.nr), Args: n.args}, by)
+		d := q.verdicts.Judge(filter.Call{AuditArch: n.arch, Nr: int(n.nr), Args: n.args}, q.by)
 		if d.Report && d.Verdict == record.Denied {
 			q.refused = append(q.refused, d.Name)
 		}
 		if d.Continue && d.Name == "execve" {
-			by.BeforeExec = false
+			q.by.BeforeExec = false
 		}
-		reply(fd, n.id, d.Continue, d.Errno)
+		switch {
+		case !q.pretend:
+			reply(fd, n.id, d.Continue, d.Errno)
+		case d.Continue:
+			reply(fd, n.id, false, continued)
+		default:
+			reply(fd, n.id, false, offset+d.Errno)
+		}
 	}
 }

@@ -144,13 +144,14 @@ func (s *served) underFilter(ctx context.Context, cache seccompgen.Cache) ([]str
 // served is the result of one of the six.
 type served struct {
 	server
-	root string
+	root, program string
 	*analysed
 	seen  map[string]string // of the server's own program
 	other map[string]map[string]string
 }
 
-func (s server) measure(ctx context.Context, cache seccompgen.Cache) (*served, error) {
+// analyse makes the server's root and works out its calls.
+func (s server) analyse(ctx context.Context, cache seccompgen.Cache) (*served, error) {
 	root, err := observe.Root(ctx, observe.Spec{Name: s.name, Packages: s.packages, Setup: s.setup})
 	if err != nil {
 		return nil, err
@@ -169,17 +170,24 @@ func (s server) measure(ctx context.Context, cache seccompgen.Cache) (*served, e
 	if out.analysed, err = analyse(ctx, root, real[0], out.env, cache); err != nil {
 		return nil, err
 	}
-	run, err := observe.Run(ctx, observe.Job{Root: root, Dir: "/", Argv: s.argv, Env: out.env, Trace: true, Drive: s.name, Timeout: 90 * time.Second})
-	if keep := os.Getenv("BENCH_TRACES"); keep != "" && run != nil && run.Trace != nil {
-		_ = os.WriteFile(filepath.Join(keep, s.name), run.Stdout, 0o644)
+	out.program = real[0]
+	return out, nil
+}
+
+// measure has the server live its life under strace, too.
+func (s server) measure(ctx context.Context, cache seccompgen.Cache) (*served, error) {
+	out, err := s.analyse(ctx, cache)
+	if err != nil {
+		return nil, err
 	}
+	run, err := observe.Run(ctx, observe.Job{Root: out.root, Dir: "/", Argv: s.argv, Env: out.env, Trace: true, Drive: s.name, Timeout: 90 * time.Second})
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", s.name, err)
 	}
-	if out.other, err = observed(root, run.Trace); err != nil {
+	if out.other, err = observed(out.root, run.Trace); err != nil {
 		return nil, err
 	}
-	out.seen = out.other[real[0]]
-	delete(out.other, real[0])
+	out.seen = out.other[out.program]
+	delete(out.other, out.program)
 	return out, nil
 }
