@@ -70,3 +70,13 @@ func setFilter(program []byte, flags uintptr) (int, error) {
 	}
 	return int(fd), nil
 }
+
+// reads reads n times into a buffer of one byte.
+func reads(fd int, buf []byte, n int) unix.Errno {
+	for range n {
+		if r, _, e := unix.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(&buf[0])), 1); r != 1 {
+			return max(e, 1)
+		}
+	}
+	return 0
+}

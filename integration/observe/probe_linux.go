@@ -160,7 +160,7 @@ func round(ctx context.Context, f *Filter, by filter.Caller, p probe) ([]int32, 
 	err = q.begin()
 	err = errors.Join(err, cmd.Wait())
 	if err != nil {
-		return nil, fmt.Errorf("probe the kernel: %w: %s", err, last(said.Bytes(), 3))
+		return nil, fmt.Errorf("probe the kernel: %w: %s", err, said.Bytes()[:min(said.Len(), 500)])
 	}
 	q.end()
 	var errnos []int32

@@ -88,6 +88,12 @@ func Child(drivers map[string]Driver) {
 	case wordExec:
 		fmt.Fprintln(os.Stderr, "observe:", execute(os.Args[2]))
 		os.Exit(125)
+	case wordLoad, wordCall:
+		if err := measureHere(os.Args[1], os.Args[2]); err != nil {
+			fmt.Fprintln(os.Stderr, "observe:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
 	case wordProbe:
 		if err := makeCalls(); err != nil {
 			fmt.Fprintln(os.Stderr, "observe:", err)

@@ -202,7 +202,7 @@ func difference(without, with []byte) string {
 // judge holds each program's calls against its own list, and gives the lists of
 // all of them together.
 func (c *checker) judge(ctx context.Context, t *observe.Trace, v *verdict) ([]plan.Syscall, error) {
-	all := map[string]plan.Syscall{}
+	var all []plan.Syscall
 	for path, seen := range t.Seen {
 		if !strings.HasPrefix(path, "/") {
 			path = filepath.Join("/work", path)
@@ -211,7 +211,7 @@ func (c *checker) judge(ctx context.Context, t *observe.Trace, v *verdict) ([]pl
 		if real == nil {
 			v.foreign = append(v.foreign, path)
 			for name := range seen {
-				all[name] = plan.Syscall{Name: name, Phase: record.Serving}
+				all = append(all, plan.Syscall{Name: name, Phase: record.Serving})
 			}
 			continue
 		}
@@ -226,7 +226,7 @@ func (c *checker) judge(ctx context.Context, t *observe.Trace, v *verdict) ([]pl
 			var names []string
 			for _, s := range p.calls {
 				names = append(names, s.Name)
-				all[s.Name] = plan.Syscall{Name: s.Name, Phase: record.Serving}
+				all = append(all, forLife(s))
 			}
 			if len(p.unresolved) > 0 {
 				v.widened = true
@@ -238,9 +238,13 @@ func (c *checker) judge(ctx context.Context, t *observe.Trace, v *verdict) ([]pl
 		}
 	}
 	slices.Sort(v.missing)
-	out := slices.Collect(maps.Values(all))
-	slices.SortFunc(out, func(a, b plan.Syscall) int { return strings.Compare(a.Name, b.Name) })
-	return out, nil
+	return all, nil
+}
+
+// forLife is a call as it is before anybody says that the program serves.
+func forLife(s plan.Syscall) plan.Syscall {
+	s.Phase, s.UntilLoop = record.Serving, false
+	return s
 }
 
 // build makes the kernel's filter of a list, with no engine's profile: what is

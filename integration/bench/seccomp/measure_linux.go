@@ -116,16 +116,18 @@ func missing(seen map[string]string, allowed []string) []string {
 // underFilter repeats the server's life under the kernel's filter of it and of
 // the programs that it was seen to execute, and gives the calls it was refused.
 func (s *served) underFilter(ctx context.Context, cache seccompgen.Cache) ([]string, error) {
-	allowed := slices.Clone(s.calls)
+	var allowed []plan.Syscall
+	for _, c := range s.calls {
+		allowed = append(allowed, forLife(c))
+	}
 	for p := range s.other {
 		a, err := analyse(ctx, s.root, p, s.env, cache)
 		if err != nil {
 			return nil, err
 		}
-		allowed = append(allowed, a.calls...)
-	}
-	for i := range allowed { // the whole life: nobody says here when it serves
-		allowed[i].Phase, allowed[i].UntilLoop = record.Serving, false
+		for _, c := range a.calls {
+			allowed = append(allowed, forLife(c))
+		}
 	}
 	f, err := build(allowed, false)
 	if err != nil {
