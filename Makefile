@@ -9,7 +9,7 @@ TESTS    = nftables libseccomp-dev gcc libc6-dev binutils strace curl redis-tool
 	nginx-light redis-server memcached gosu tini busybox-static git perl openssl \
 	libc6-dbg libbinutils-dbg libkrb5-dbg libgssapi-krb5-2
 
-.PHONY: build install demo test lint bench setup setup-test clean
+.PHONY: build install demo test lint bench bench-seccomp setup setup-test clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/declarun ./cmd/declarun
@@ -46,6 +46,11 @@ lint:
 
 bench: setup-test
 	$(GO) run ./integration/bench
+
+# The bars of the system call analysis. PAYLOAD_DATA is a directory with lists of
+# payloads that are no part of this project; PARTS leaves out others.
+bench-seccomp: setup-test
+	PAYLOAD_DATA='$(PAYLOAD_DATA)' $(GO) run ./integration/bench/seccomp $(PARTS)
 
 # The base system and images that tests and the demo built are kept here.
 CACHE ?= /var/cache/declarun-integration

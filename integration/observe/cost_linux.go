@@ -4,13 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
-	"errors"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
 	"runtime"
-	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -24,78 +22,119 @@ const (
 
 // LoadTime is how long the kernel takes to accept a filter.
 func LoadTime(ctx context.Context, program []byte) (time.Duration, error) {
-	return timed(ctx, wordLoad, program)
+	var took time.Duration
+	return took, inChild(ctx, wordLoad, program, &took)
 }
 
-// CallTime is how long a read of one byte takes two million times, under a
-// filter, or without one where program is nil.
-func CallTime(ctx context.Context, program []byte) (time.Duration, error) {
-	return timed(ctx, wordCall, program)
+// CallTime measures a call that a filter allows, a read of one byte: on two
+// threads of one process, one of which has the filter, in many short turns. It
+// gives nanoseconds a call of each turn, without and with.
+func CallTime(ctx context.Context, program []byte) (without, with []float64, err error) {
+	var both [2][]float64
+	err = inChild(ctx, wordCall, program, &both)
+	return both[0], both[1], err
 }
 
-func timed(ctx context.Context, word string, program []byte) (time.Duration, error) {
+func inChild(ctx context.Context, word string, program []byte, answer any) error {
 	self, err := os.Executable()
 	if err != nil {
-		return 0, err
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, self, word, "p"+base64.StdEncoding.EncodeToString(program))
+	cmd := exec.CommandContext(ctx, self, word, base64.StdEncoding.EncodeToString(program))
 	cmd.Env = append(os.Environ(), "GODEBUG=asyncpreemptoff=1", "GOGC=off")
 	var out, said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &said
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Run(); err != nil {
-		return 0, fmt.Errorf("measure a filter: %w: %s", err, last(said.Bytes(), 3))
+		return fmt.Errorf("measure a filter: %w: %s", err, last(said.Bytes(), 3))
 	}
-	ns, err := strconv.ParseInt(strings.TrimSpace(out.String()), 10, 64)
-	return time.Duration(ns), err
+	return json.Unmarshal(out.Bytes(), answer)
 }
 
-// measureHere is the child of timed.
+// measureHere is the child.
 func measureHere(word, arg string) error {
-	program, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(arg, "p"))
+	program, err := base64.StdEncoding.DecodeString(arg)
 	if err != nil {
 		return err
 	}
+	var answer any
+	if word == wordLoad {
+		answer, err = loading(program)
+	} else {
+		answer, err = calling(program)
+	}
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(answer)
+}
+
+func loading(program []byte) (took time.Duration, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // for good: the thread ends with the goroutine
+		before := time.Now()
+		_, err = load(program)
+		took = time.Since(before)
+	}()
+	<-done
+	return took, err
+}
+
+const (
+	turns = 401
+	burst = 20_000
+)
+
+func calling(program []byte) (both [2][]float64, err error) {
 	zero, err := unix.Open("/dev/zero", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return both, err
 	}
-	took := make(chan time.Duration)
-	failed := make(chan error)
-	go func() {
-		runtime.LockOSThread() // for good
-		before := time.Now()
-		if len(program) > 0 {
-			if _, err := load(program); err != nil {
-				failed <- err
-				return
+	var ask [2]chan struct{}
+	answer := make(chan float64)
+	failed := make(chan error, 2)
+	for i := range ask {
+		ask[i] = make(chan struct{})
+		go func() {
+			runtime.LockOSThread()
+			if i == 1 {
+				if _, err := load(program); err != nil {
+					failed <- err
+					return
+				}
+			}
+			var buf [1]byte
+			for range ask[i] {
+				before := time.Now()
+				e := reads(zero, buf[:], burst)
+				ns := float64(time.Since(before).Nanoseconds()) / burst
+				if e != 0 {
+					failed <- e
+					return
+				}
+				answer <- ns
+			}
+		}()
+	}
+	for turn := range turns {
+		for k := range ask {
+			which := (turn + k) % 2 // the order alternates
+			select {
+			case ask[which] <- struct{}{}:
+			case err := <-failed:
+				return both, err
+			}
+			select {
+			case ns := <-answer:
+				both[which] = append(both[which], ns)
+			case err := <-failed:
+				return both, fmt.Errorf("the filter refuses what is measured: %w", err)
 			}
 		}
-		if word == wordLoad {
-			took <- time.Since(before)
-			return
-		}
-		var buf [1]byte
-		if e := reads(zero, buf[:], 200_000); e != 0 { // warm
-			failed <- e
-			return
-		}
-		before = time.Now()
-		e := reads(zero, buf[:], 2_000_000)
-		d := time.Since(before)
-		if e != 0 {
-			failed <- e
-			return
-		}
-		took <- d
-	}()
-	select {
-	case d := <-took:
-		_, err = fmt.Println(d.Nanoseconds())
-		return err
-	case err := <-failed:
-		return errors.Join(errors.New("the filter refuses what is measured, or was not loaded"), err)
 	}
+	return both, nil
 }

@@ -158,7 +158,7 @@ func TestPayloadIsStoppedWhenNoEquivalentIsLeft(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	write("payload-syscalls.txt", "1: fork,execve\n2: syscall_0xffffffffffffff03,socket,\n3: syscall_0x1,\n4: recv,\n5: open,read\n")
+	write("payload-syscalls.txt", "1: fork,execve\n2: syscall_0xffffffffffffff03,socket,\n3: syscall_0x1,\n4: recv,\n5.1 open,read\n")
 	write("cve-syscalls.txt", "CVE-1;__x64_sys_add_key, __x64_sys_keyctl\n")
 	y, err := readYardsticks(dir, known)
 	if err != nil {
@@ -171,12 +171,12 @@ func TestPayloadIsStoppedWhenNoEquivalentIsLeft(t *testing.T) {
 		allowed string
 		want    string // numbers of those stopped
 	}{
-		{"", "1 2 4 5 CVE-1"},
-		{"clone3 execve", "2 4 5 CVE-1"},
-		{"clone3", "1 2 4 5 CVE-1"},
+		{"", "1 2 4 5.1 CVE-1"},
+		{"clone3 execve", "2 4 5.1 CVE-1"},
+		{"clone3", "1 2 4 5.1 CVE-1"},
 		{"clone execveat socket read openat", "CVE-1"},
-		{"keyctl", "1 2 4 5"},
-		{"recvmsg", "1 2 5 CVE-1"},
+		{"keyctl", "1 2 4 5.1"},
+		{"recvmsg", "1 2 5.1 CVE-1"},
 	} {
 		allowed := func(name string) bool { return slices.Contains(strings.Fields(row.allowed), name) }
 		var got []string
@@ -191,6 +191,11 @@ func TestPayloadIsStoppedWhenNoEquivalentIsLeft(t *testing.T) {
 	}
 	if _, _, of := share(y.payloads, func(string) bool { return false }); of != 4 {
 		t.Errorf("%d payloads can be judged, want 4: one has only numbers", of)
+	}
+	if got := decisive(y.payloads, func(name string) bool {
+		return name == "clone" || name == "execve" || name == "read" || name == "openat"
+	}, 70); strings.Join(got, " ") != "read" {
+		t.Errorf("decisive %v", got)
 	}
 	if none, err := readYardsticks("", known); none != nil || err != nil {
 		t.Errorf("without data: %v, %v", none, err)

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -94,15 +95,15 @@ func ways(name string, known func(string) bool) []string {
 	return out
 }
 
-// readPayloads reads lines "number: call,call,". left counts names that are no
+// readPayloads reads lines "number: call,call,", some without the colon. left counts names that are no
 // call here and are left out of the judgement, as the data's README says.
 func readPayloads(file string, known func(string) bool) (all []payload, left int, err error) {
 	err = lines(file, func(line string) {
-		name, calls, ok := strings.Cut(line, ":")
+		name, calls, ok := strings.Cut(line, " ")
 		if !ok {
 			return
 		}
-		p := payload{name: name}
+		p := payload{name: strings.TrimSuffix(name, ":")}
 		for c := range strings.SplitSeq(calls, ",") {
 			if c = strings.TrimSpace(c); c == "" {
 				continue
@@ -173,6 +174,55 @@ func share(all []payload, allowed func(string) bool) (percent float64, stopped, 
 		}
 	}
 	return 100 * float64(stopped) / float64(max(of, 1)), stopped, of
+}
+
+// decisive lists the calls whose absence would stop most of the payloads that
+// are not stopped, one after the other until enough are: where to dig.
+func decisive(all []payload, allowed func(string) bool, enough float64) []string {
+	gone := map[string]bool{}
+	left := func(name string) bool { return allowed(name) && !gone[name] }
+	var out []string
+	for range 12 {
+		if percent, _, _ := share(all, left); percent >= enough {
+			return out
+		}
+		count := map[string]int{}
+		ways := map[string][]string{}
+		for _, p := range all {
+			if p.stopped(left) {
+				continue
+			}
+			seen := map[string]bool{}
+			for _, any := range p.needs {
+				var open []string
+				for _, n := range any {
+					if left(n) {
+						open = append(open, n)
+					}
+				}
+				slices.Sort(open)
+				key := strings.Join(open, "/")
+				if !seen[key] {
+					seen[key], ways[key] = true, open
+					count[key]++
+				}
+			}
+		}
+		best := ""
+		for _, key := range slices.Sorted(maps.Keys(count)) {
+			if best == "" || count[key] > count[best] {
+				best = key
+			}
+		}
+		if best == "" {
+			return out
+		}
+		out = append(out, best)
+		for _, n := range ways[best] {
+			gone[n] = true
+		}
+	}
+	return out
 }
 
 // yardsticks are the published lists, which are no part of this project.
