@@ -7,7 +7,8 @@ LDFLAGS  = -s -w -X github.com/declarun/declarun/shim/runtime.Version=$(VERSION)
 DEBIAN   = docker.io containerd runc debootstrap iproute2 iptables procps util-linux
 TESTS    = nftables libseccomp-dev gcc libc6-dev binutils strace curl redis-tools apache2-utils bsdutils \
 	nginx-light redis-server memcached gosu tini busybox-static git perl openssl \
-	libc6-dbg libbinutils-dbg libkrb5-dbg libgssapi-krb5-2
+	libc6-dbg libbinutils-dbg libkrb5-dbg libgssapi-krb5-2 \
+	qemu-user-static binutils-aarch64-linux-gnu gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 
 .PHONY: build install demo test lint bench bench-seccomp setup setup-test clean
 

@@ -292,14 +292,14 @@ func TestErrorsNameTheFileAndTheWayOut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	binary.LittleEndian.PutUint16(arm[18:], uint16(elf.EM_AARCH64))
-	if err := os.WriteFile(filepath.Join(dir, "arm"), arm, 0o755); err != nil {
+	binary.LittleEndian.PutUint16(arm[18:], uint16(elf.EM_RISCV))
+	if err := os.WriteFile(filepath.Join(dir, "riscv"), arm, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	for _, row := range []struct{ program, want string }{
 		{"/dynamic", "ld-linux-x86-64.so.2"},
 		{"/script", "/script"},
-		{"/arm", "arm64"},
+		{"/riscv", "EM_RISCV"},
 		{"/absent", "/absent"},
 	} {
 		_, err := analyse(t, dir, nil, row.program)

@@ -66,7 +66,7 @@ type conventions struct {
 }
 
 // machines are those whose files are analysed.
-var machines = map[elf.Machine]machine{elf.EM_X86_64: amd64{}}
+var machines = map[elf.Machine]machine{elf.EM_X86_64: amd64{}, elf.EM_AARCH64: arm64{}}
 
 // half is the 32-bit machine whose programs a 64-bit one runs, too.
 var half = map[elf.Machine]elf.Machine{elf.EM_386: elf.EM_X86_64, elf.EM_ARM: elf.EM_AARCH64}

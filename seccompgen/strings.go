@@ -2,7 +2,6 @@ package seccompgen
 
 import (
 	"bytes"
-	"debug/elf"
 	"maps"
 	"slices"
 	"strings"
@@ -19,11 +18,7 @@ func (b *builder) strings() {
 	seen, names := map[string]bool{}, map[string]bool{}
 	given, known := b.lookedUp()
 	looksUp := !known && slices.ContainsFunc(b.out.Imports, func(s string) bool { return dlsym[s] })
-	for i := range b.f.Segments {
-		s := &b.f.Segments[i]
-		if s.Flags&elf.PF_X != 0 && len(b.f.Segments) > 1 {
-			continue
-		}
+	for _, s := range b.f.Data() {
 		lo, hi := b.f.Strtab.Lo, b.f.Strtab.Hi // names of symbols, not strings of the program
 		n := uint64(len(s.Data))
 		if lo < s.Addr || lo-s.Addr >= n || hi < lo {

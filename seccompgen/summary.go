@@ -106,6 +106,10 @@ type builder struct {
 	data      int32          // the pseudo-function of what data refers to, -1 before there is one
 	m         machine
 	codes     map[int32]code
+	slotList  []uint64 // keys of slots, sorted
+	followed  int      // work that went into following values, and its bound
+	followMax int
+	goFuncs   []elfread.GoFunc
 	bodies    map[int32]*body
 	pages     []int32 // index from address to function
 	base      uint64
@@ -248,11 +252,7 @@ func (b *builder) dataPointers() []uint64 {
 	}
 	if b.fixed {
 		lo, hi := b.f.Exec[0].Lo, b.f.Exec[len(b.f.Exec)-1].Hi
-		for i := range b.f.Segments {
-			s := &b.f.Segments[i]
-			if s.Flags&elf.PF_X != 0 {
-				continue
-			}
+		for _, s := range b.f.Data() {
 			step := 4
 			if b.f.GoPCLn != 0 {
 				step = 8
@@ -264,7 +264,7 @@ func (b *builder) dataPointers() []uint64 {
 					continue
 				}
 				w := uint64(d[0]) | uint64(d[1])<<8 | uint64(d[2])<<16 | uint64(d[3])<<24 | uint64(d[4])<<32
-				if w >= lo && w < hi && !slices.ContainsFunc(b.f.Tables, func(r elfread.Range) bool { a := s.Addr + uint64(off); return a >= r.Lo && a < r.Hi }) {
+				if w >= lo && w < hi && !b.insideGo(w) && !slices.ContainsFunc(b.f.Tables, func(r elfread.Range) bool { a := s.Addr + uint64(off); return a >= r.Lo && a < r.Hi }) {
 					t = append(t, w)
 				}
 			}
@@ -945,6 +945,10 @@ func (b *builder) findNoReturn() {
 		}
 	}
 	for i := range n {
+		// These come back by way of the scheduler, with no return instruction.
+		if name := b.out.Funcs[i].Name; b.isGo[i] && (strings.HasPrefix(name, "runtime.morestack") || strings.HasPrefix(name, "runtime.mcall") || strings.HasPrefix(name, "runtime.systemstack")) {
+			may[i] = true
+		}
 		if b.isPLT[i] && !named[i] {
 			may[i] = true
 		}

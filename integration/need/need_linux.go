@@ -5,13 +5,19 @@
 package need
 
 import (
+	"context"
 	"errors"
+	"fmt"
+	"hash/crc32"
+	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -116,13 +122,94 @@ func Landlock(t testing.TB, version uintptr) {
 	}
 }
 
-// Userfaultfd needs page faults that user space answers (Linux 4.3, CONFIG_USERFAULTFD).
-func Userfaultfd(t testing.TB) {
+// debianTime is how long packages may take to arrive.
+const debianTime = 60 * time.Second
+
+// Debian needs packages of Debian bookworm for another architecture, from the
+// mirrors that this machine's apt knows, and gives a directory with them and
+// what they depend on, unpacked. Nothing is installed; the machine's own list of
+// architectures and packages stays as it is. They are kept for the next run.
+func Debian(t testing.TB, arch string, packages ...string) string {
 	t.Helper()
-	fd, _, errno := unix.Syscall(unix.SYS_USERFAULTFD, unix.O_CLOEXEC, 0, 0)
-	if errno != 0 {
-		missing(t, "userfaultfd", errno.Error())
-		return
+	for _, p := range []string{"apt-get", "dpkg-deb"} {
+		Program(t, p)
 	}
-	unix.Close(int(fd))
+	cache := os.Getenv("DECLARUN_TEST_CACHE")
+	switch {
+	case cache != "":
+	case os.Geteuid() == 0:
+		cache = "/var/cache/declarun-integration"
+	default:
+		dir, err := os.UserCacheDir()
+		if err != nil {
+			missing(t, "packages", err.Error())
+		}
+		cache = filepath.Join(dir, "declarun-integration")
+	}
+	root := filepath.Join(cache, fmt.Sprintf("debian-%s-%08x", arch, crc32.ChecksumIEEE([]byte(strings.Join(packages, " ")))))
+	if _, err := os.Stat(root); err == nil {
+		return root
+	}
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		missing(t, "packages", err.Error())
+	}
+	work, err := os.MkdirTemp(cache, "unpack")
+	if err != nil {
+		missing(t, "packages", err.Error())
+	}
+	defer os.RemoveAll(work)
+	if err := unpack(t.Context(), work, arch, packages); err != nil {
+		missing(t, "packages", err.Error())
+	}
+	if err := os.Rename(filepath.Join(work, "root"), root); err != nil && !errors.Is(err, fs.ErrExist) {
+		missing(t, "packages", err.Error())
+	}
+	return root
+}
+
+// unpack has apt work out dependencies against an empty list of what is installed.
+func unpack(ctx context.Context, dir, arch string, packages []string) error {
+	ctx, cancel := context.WithTimeout(ctx, debianTime)
+	defer cancel()
+	for _, d := range []string{"lists/partial", "archives/partial", "root"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			return err
+		}
+	}
+	conf := fmt.Sprintf(`APT::Architecture %q; APT::Architectures { %[1]q; };
+Dir::State %[2]q; Dir::State::status %[3]q; Dir::Cache %[2]q; Dir::Etc::sourceparts "-"; Dir::Etc::sourcelist %[4]q;
+APT::Install-Recommends "false"; Acquire::Languages "none"; Acquire::Retries "2"; APT::Sandbox::User "root"; Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
+`, arch, dir, filepath.Join(dir, "status"), filepath.Join(dir, "sources"))
+	for name, text := range map[string]string{"conf": conf, "status": "", "sources": "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian bookworm main\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	run := func(name string, args ...string) error {
+		cmd := exec.CommandContext(ctx, name, args...)
+		cmd.Env = append(os.Environ(), "APT_CONFIG="+filepath.Join(dir, "conf"))
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%s %v: %w: %s", name, args, err, out)
+		}
+		return nil
+	}
+	if err := run("apt-get", "update", "-q"); err != nil {
+		return err
+	}
+	if err := run("apt-get", append([]string{"install", "-y", "-q", "--download-only"}, packages...)...); err != nil {
+		return err
+	}
+	debs, err := filepath.Glob(filepath.Join(dir, "archives", "*.deb"))
+	if err != nil {
+		return err
+	}
+	if len(debs) < len(packages) {
+		return fmt.Errorf("apt-get: only %d packages arrived", len(debs))
+	}
+	for _, deb := range debs {
+		if err := run("dpkg-deb", "-x", deb, filepath.Join(dir, "root")); err != nil {
+			return err
+		}
+	}
+	return nil
 }

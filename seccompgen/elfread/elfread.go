@@ -297,6 +297,9 @@ func (c *Content) Close() {
 
 // segment reads n bytes at off.
 func (f *File) segment(r reader, off, n uint64) ([]byte, error) {
+	if n == 0 { // nothing but zeros, wherever it says it is
+		return nil, nil
+	}
 	if off > uint64(r.size) || n > uint64(r.size)-off {
 		return nil, io.ErrUnexpectedEOF
 	}
@@ -351,6 +354,43 @@ func (f *File) Bytes(addr uint64) []byte {
 		}
 	}
 	return nil
+}
+
+// Data gives the parts of the segments that are not code. Linkers put read-only
+// data into the segment of the code, unless they were told to keep them apart
+// (ld -z separate-code, the default on x86-64 since binutils 2.31). Where no
+// section headers say which part is what, all of such a segment is given.
+func (f *File) Data() []Segment {
+	var out []Segment
+	for i := range f.Segments {
+		s := &f.Segments[i]
+		if s.Flags&elf.PF_X == 0 {
+			out = append(out, *s)
+			continue
+		}
+		at, hi := s.Addr, s.Addr+uint64(len(s.Data))
+		part := func(lo, hi uint64) {
+			if lo = max(lo&^7, s.Addr); lo < hi { // words are where they would be
+				out = append(out, Segment{lo, s.Flags, s.Data[lo-s.Addr : hi-s.Addr]})
+			}
+		}
+		if slices.Contains(f.Exec, Range{at, hi}) {
+			apart := slices.ContainsFunc(f.Segments[i+1:], func(t Segment) bool { return t.Flags&(elf.PF_X|elf.PF_W) == 0 })
+			if !apart {
+				out = append(out, *s)
+			}
+			continue
+		}
+		for _, x := range f.Exec {
+			if x.Hi <= at || x.Lo >= hi {
+				continue
+			}
+			part(at, x.Lo)
+			at = x.Hi
+		}
+		part(at, hi)
+	}
+	return out
 }
 
 // IsCode tells whether addr lies in an executable range.

@@ -32,11 +32,7 @@ func (f *File) findPCLn() {
 		var pat [8]byte
 		binary.LittleEndian.PutUint32(pat[:], magic)
 		pat[6], pat[7] = f.quantum(), 8
-		for i := range f.Segments {
-			s := &f.Segments[i]
-			if s.Flags&elf.PF_X != 0 && len(f.Segments) > 1 {
-				continue
-			}
+		for _, s := range f.Data() {
 			for off := 0; ; {
 				k := bytes.Index(s.Data[off:], pat[:])
 				if k < 0 {
