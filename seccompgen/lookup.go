@@ -12,68 +12,122 @@ import (
 )
 
 // lookups are the functions that look up others by name, of the C library and of
-// OpenSSL, with the register of the name.
-var lookups = map[string]uint8{"dlsym": x86.RSI, "dlvsym": x86.RSI, "DSO_bind_func": x86.RSI, "DSO_global_lookup": x86.RDI}
+// libraries that hand the name on to it, with the register of the name.
+var lookups = map[string]uint8{
+	"dlsym": x86.RSI, "dlvsym": x86.RSI,
+	"DSO_bind_func": x86.RSI, "DSO_global_lookup": x86.RDI, // OpenSSL
+	"uv_dlsym":        x86.RSI,
+	"xmlModuleSymbol": x86.RSI,
+	"g_module_symbol": x86.RSI,
+	"lt_dlsym":        x86.RSI,
+}
 
-// lookedUp gives the names that the file hands to dlsym(3) and dlvsym(3), when
-// every call of them passes constants. Otherwise any name that lies in its data
-// may be meant.
+// maxLookups bounds how many functions a name is followed through.
+const maxLookups = 100
+
+// lookedUp gives the names that the file hands to such functions, when every
+// call of them passes constants, or what its own caller passes. Otherwise any
+// name that lies in its data may be meant.
 func (b *builder) lookedUp() ([]string, bool) {
 	if _, ok := b.m.(amd64); !ok || b.partial {
 		return nil, false
 	}
-	found := map[string]bool{}
 	openssl := strings.HasPrefix(b.f.Soname, "libcrypto.so.") && slices.ContainsFunc(b.f.Dynsym, func(s elfread.Symbol) bool { return s.Defined && s.Name == "DSO_bind_func" })
+	found := map[string]bool{}
 	unknown := 0
+	type passed struct {
+		fn  int32
+		reg uint8
+	}
+	var queue []passed
+	asked := map[passed]bool{}
+	// name notes what a call passes, or who is to be asked.
+	name := func(fi int32, pc uint64, r uint8) bool {
+		names, params, ok := b.stringsAt(fi, pc, r)
+		if !ok {
+			unknown++
+			return openssl && unknown <= len(engine)
+		}
+		for _, n := range names {
+			found[n] = true
+		}
+		for _, p := range params {
+			if q := (passed{fi, p}); !asked[q] {
+				asked[q] = true
+				queue = append(queue, q)
+			}
+		}
+		return len(asked) <= maxLookups
+	}
 	for i := range b.imports {
 		r := &b.imports[i]
-		arg, ok := lookups[b.out.Imports[r.sym]]
-		if !ok || openssl && dlsymOnly[b.out.Imports[r.sym]] {
+		sym := b.out.Imports[r.sym]
+		arg, ok := lookups[sym]
+		if !ok || openssl && dlsymOnly[sym] {
 			continue
 		}
-		if r.site == 0 || b.takenSym[r.sym] {
-			return nil, false // called through a pointer
+		if r.site == 0 || b.takenSym[r.sym] || !name(r.fn, r.site, arg) {
+			return nil, false // called through a pointer, or with anything
 		}
-		names, ok := b.stringsAt(r.fn, r.site, arg)
-		if !ok {
-			if unknown++; !openssl || unknown > len(engine) {
+	}
+	for len(queue) > 0 {
+		q := queue[0]
+		queue = queue[1:]
+		if b.taken[q.fn] || slices.Contains(b.out.Roots, q.fn) || q.fn == b.out.Entry {
+			return nil, false
+		}
+		for i := range b.f.Dynsym {
+			// Who imports it is looked at, if it is one of lookups.
+			if s := &b.f.Dynsym[i]; s.Defined && !s.Local && s.Name != "" && b.at(s.Value) == q.fn && lookups[s.Name] != q.reg {
 				return nil, false
 			}
 		}
-		for _, name := range names {
-			found[name] = true
+		for i := range b.calls {
+			r := &b.calls[i]
+			if r.site == 0 || r.after || b.at(r.to) != q.fn {
+				continue
+			}
+			if r.to != b.funcs[q.fn].Lo || !name(r.fn, r.site, q.reg) {
+				return nil, false
+			}
 		}
 	}
 	if openssl {
-		for _, name := range engine {
-			found[name] = true
+		for _, n := range engine {
+			found[n] = true
 		}
 	}
 	return slices.Sorted(maps.Keys(found)), true
 }
 
-// stringsAt gives the constant strings that a register may point to at pc, when
-// it can hold nothing else.
-func (b *builder) stringsAt(fi int32, pc uint64, r uint8) ([]string, bool) {
+// stringsAt gives the constant strings that a register may point to at pc, and
+// the registers of the function's own caller that it may come from, when there
+// is nothing else.
+func (b *builder) stringsAt(fi int32, pc uint64, r uint8) (names []string, params []uint8, ok bool) {
 	d := b.body(fi)
 	k := d.index(pc)
 	if k < 0 {
-		return nil, false
+		return nil, nil, false
 	}
 	q := &query{f: b.f, d: d, open: map[point]bool{}, addresses: true}
 	v := q.before(k, reg(r), 0)
-	if !v.finite() || len(v.consts) == 0 {
-		return nil, false
+	if v.unknown != "" || len(v.consts)+len(v.params) == 0 {
+		return nil, nil, false
 	}
-	var out []string
 	for _, a := range v.consts {
 		s, ok := b.constantString(uint64(a))
 		if !ok {
-			return nil, false
+			return nil, nil, false
 		}
-		out = append(out, s)
+		names = append(names, s)
 	}
-	return out, true
+	for _, p := range v.params {
+		if p.Slot || b.m.conventions().argsC>>p.Reg&1 == 0 {
+			return nil, nil, false
+		}
+		params = append(params, p.Reg)
+	}
+	return names, params, true
 }
 
 // In libcrypto of OpenSSL 1.1 and 3 a name passes through a table of methods to

@@ -122,6 +122,17 @@ func Landlock(t testing.TB, version uintptr) {
 	}
 }
 
+// Userfaultfd needs page faults that user space answers (Linux 4.3, CONFIG_USERFAULTFD).
+func Userfaultfd(t testing.TB) {
+	t.Helper()
+	fd, _, errno := unix.Syscall(unix.SYS_USERFAULTFD, unix.O_CLOEXEC, 0, 0)
+	if errno != 0 {
+		missing(t, "userfaultfd", errno.Error())
+		return
+	}
+	unix.Close(int(fd))
+}
+
 // debianTime is how long packages may take to arrive.
 const debianTime = 60 * time.Second
 

@@ -27,7 +27,10 @@ type Plan struct {
 	Storage      Storage      `json:"storage"`
 	Network      Network      `json:"network"`
 	Capabilities []Capability `json:"capabilities"`
-	Admission    Admission    `json:"admission"`
+	// NoNewPrivileges is true where no program that may run has setuid or setgid
+	// bits or file capabilities: then none can give any.
+	NoNewPrivileges bool      `json:"no_new_privileges,omitempty"`
+	Admission       Admission `json:"admission"`
 	// Notes are facts a reader should know: a source that could not be read,
 	// something that is not enforced on this container and why.
 	Notes []Note `json:"notes,omitempty"`

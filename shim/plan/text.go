@@ -42,7 +42,7 @@ func (p *Plan) Text(w io.Writer) error {
 	out.syscalls(p)
 	out.storage(p.Storage)
 	out.network(p.Network)
-	out.capabilities(p.Capabilities)
+	out.capabilities(p.Capabilities, p.NoNewPrivileges)
 	if len(p.Notes) > 0 {
 		out.section("notes")
 		for _, n := range p.Notes {
@@ -240,11 +240,14 @@ func (p *printer) processes(plan *Plan) {
 
 func (p *printer) syscalls(plan *Plan) {
 	s := plan.Syscalls
-	var starting, serving []string
+	var starting, until, serving []string
 	for _, c := range s.Allow {
-		if c.Phase == record.Starting {
+		switch {
+		case c.Phase == record.Starting:
 			starting = append(starting, c.Name)
-		} else {
+		case c.UntilLoop && !s.Widened:
+			until = append(until, c.Name)
+		default:
 			serving = append(serving, c.Name)
 		}
 	}
@@ -253,10 +256,13 @@ func (p *printer) syscalls(plan *Plan) {
 		p.section("system calls: those of the engine's own profile")
 	case s.Widened:
 		p.section("system calls: WIDENED to the engine's own profile; proved are %d while it starts, %d once it serves", len(s.Allow), len(serving))
+	case len(until) > 0:
+		p.section("system calls: %d while it starts, %d once it serves, %d for a process in its service loop", len(s.Allow), len(serving)+len(until), len(serving))
 	default:
 		p.section("system calls: %d while it starts, %d once it serves", len(s.Allow), len(serving))
 	}
 	p.words("  serving   ", serving)
+	p.words("  till loop ", until)
 	p.words("  starting  ", starting)
 	if !s.Widened {
 		p.args(s.Allow)
@@ -273,7 +279,7 @@ func (p *printer) syscalls(plan *Plan) {
 		p.line("  unknown   %s+%#x: %s%s", file, sites[file][0].Address, sites[file][0].Reason, more)
 	}
 	if len(s.Allow) > 0 {
-		p.line("  why one of them: declarun plan --why %s …", example(serving, starting))
+		p.line("  why one of them: declarun plan --why %s …", example(slices.Concat(serving, until), starting))
 	}
 }
 
@@ -353,8 +359,12 @@ func (p *printer) network(n Network) {
 	}
 }
 
-func (p *printer) capabilities(all []Capability) {
-	p.section("capabilities (%d)", len(all))
+func (p *printer) capabilities(all []Capability, noMore bool) {
+	if noMore {
+		p.section("capabilities (%d), and no program gets any from its file (no_new_privs)", len(all))
+	} else {
+		p.section("capabilities (%d)", len(all))
+	}
 	var entries []entry
 	for _, c := range all {
 		entries = append(entries, entry{"", c.Name, c.Origins})

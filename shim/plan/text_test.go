@@ -61,12 +61,16 @@ func database() *Plan {
 	engine := from(record.FromEngine, "default mounts", "")
 	caps := from(record.FromEngine, "process.capabilities", "")
 	fhs := func(path string) []record.Origin { return from(record.FromDefault, "FHS", path+" holds variable data") }
+	untilLoop := calls(record.Serving, "execve", "setsid")
+	for i := range untilLoop {
+		untilLoop[i].UntilLoop = true
+	}
 	return &Plan{
 		Mode:  enforced(),
 		Image: Image{Ref: "demo/postgres:latest", Digest: "sha256:a7b5fe7ff278"},
 		Syscalls: Syscalls{Architecture: "amd64", Allow: append(calls(record.Serving, strings.Fields(
-			"accept4 bind brk chdir chmod clone clone3 close connect dup2 epoll_create1 epoll_ctl epoll_wait execve exit exit_group fallocate fcntl fdatasync fstat")...),
-			calls(record.Starting, "chown", "setgid", "setuid")...), Unresolved: []Site{}},
+			"accept4 bind brk chdir chmod clone clone3 close connect dup2 epoll_create1 epoll_ctl epoll_wait exit exit_group fallocate fcntl fdatasync fstat")...),
+			append(untilLoop, calls(record.Starting, "chown", "setgid", "setuid")...)...), Unresolved: []Site{}, Loops: []Loop{{File: "/usr/lib/postgresql/15/bin/postgres", Returns: []uint64{0x1234}}}},
 		Processes: []Process{
 			{Path: "/usr/bin/bash", Phase: record.Starting, Identity: record.Application, Origins: from(record.FromScript, "/usr/local/bin/docker-entrypoint.sh:1", "#!/bin/bash")},
 			{Path: "/usr/bin/mkdir", Phase: record.Starting, Identity: record.Application, Origins: from(record.FromScript, "/usr/local/bin/docker-entrypoint.sh:7",

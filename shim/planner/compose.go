@@ -52,6 +52,7 @@ func compose(f facts) *plan.Plan {
 	p.Syscalls = f.syscalls()
 	p.Storage = plan.Storage{ReadonlyRoot: d.Image.Known || d.ReadonlyRoot, Writable: f.closure.Writable}
 	p.Capabilities = f.capabilities(p.Syscalls)
+	p.NoNewPrivileges = f.noNewPrivileges()
 	for _, m := range d.Missing {
 		p.Notes = append(p.Notes, plan.Note{Dimension: record.Admission, Text: m})
 	}
@@ -146,7 +147,7 @@ const (
 // root directory or mounts anything.
 func (f facts) use(name string) use {
 	capability, ok := privileged[name]
-	if !ok || f.closure.Wide || f.engine == nil || f.engine("unshare") || f.engine("clone3") {
+	if !ok || f.closure.Wide || f.namespaces() {
 		return always
 	}
 	switch {
@@ -160,7 +161,18 @@ func (f facts) use(name string) use {
 
 // needs lists, for capabilities that are of use in particular system calls
 // only, those calls (capabilities(7)). A container whose filter refuses all of
-// them cannot use the capability.
+// them cannot use the capability. That runc's init uses some before the first
+// program is no matter: it drops them from the bounding set last
+// (finalizeNamespace), and keeps what it has until then.
+//
+// Of those that engines give by default, not here:
+//
+//   - DAC_OVERRIDE, FOWNER, FSETID: of use in every call that names a file.
+//   - KILL: of use in tgkill, with which programs abort, and fcntl (F_SETOWN).
+//   - NET_RAW, AUDIT_WRITE: here, but kept where there is a socket at all. Which
+//     domains and types are asked for is proved of no server: they come from
+//     getaddrinfo and from configurations. Beside sockets, NET_RAW is of use
+//     for SO_MARK, SO_BINDTODEVICE and IP_TRANSPARENT.
 var needs = map[string][]string{
 	"CAP_MKNOD":            {"mknod", "mknodat"},
 	"CAP_SYS_CHROOT":       {"chroot", "setns"},
@@ -168,7 +180,13 @@ var needs = map[string][]string{
 	"CAP_NET_BIND_SERVICE": {"bind", "io_uring_setup"},
 	"CAP_NET_RAW":          {"socket", "setsockopt"},
 	"CAP_AUDIT_WRITE":      {"socket"},
-	"CAP_SETFCAP":          {"setxattr", "lsetxattr", "fsetxattr", "setxattrat", "unshare", "clone3"},
+	// Also for mapping user ID 0 in a user namespace (Linux 5.12).
+	"CAP_SETFCAP": {"setxattr", "lsetxattr", "fsetxattr", "setxattrat", "unshare", "clone3", "io_uring_setup"},
+	"CAP_SETPCAP": {"capset", "prctl"},
+	// Also for user or group IDs of another in the credentials that go with a
+	// message (SCM_CREDENTIALS in unix(7)), and in maps of a user namespace.
+	"CAP_SETUID": {"setuid", "setreuid", "setresuid", "setfsuid", "sendmsg", "sendmmsg", "unshare", "clone3", "io_uring_setup"},
+	"CAP_SETGID": {"setgid", "setregid", "setresgid", "setfsgid", "setgroups", "sendmsg", "sendmmsg", "unshare", "clone3", "io_uring_setup"},
 }
 
 // capabilities are those of config.json that the filter leaves a use for. What
@@ -178,19 +196,18 @@ func (f facts) capabilities(s plan.Syscalls) []plan.Capability {
 	kept := []plan.Capability{}
 	for _, name := range d.Process.Capabilities {
 		origin := record.Origin{Source: record.FromEngine, At: "process.capabilities"}
-		calls, bound := needs[name]
+		none, by := f.useless(name, s)
 		switch {
 		case slices.ContainsFunc(d.Operator.CapAdd, func(c string) bool {
 			c = strings.ToUpper(c)
 			return c == "ALL" || strings.TrimPrefix(c, "CAP_") == strings.TrimPrefix(name, "CAP_")
 		}):
 			origin = record.Origin{Source: record.FromOperator, At: "--cap-add " + name}
-		case bound && !s.Widened && d.Image.Known && f.modes[record.Syscalls] == record.Enforce:
-			by := slices.IndexFunc(s.Allow, func(c plan.Syscall) bool { return slices.Contains(calls, c.Name) })
-			if by < 0 {
-				continue
-			}
-			origin.Text = "of use in " + s.Allow[by].Name
+		case s.Widened || !d.Image.Known || f.modes[record.Syscalls] != record.Enforce:
+		case none:
+			continue
+		case by != "":
+			origin.Text = "of use in " + by
 		}
 		kept = append(kept, plan.Capability{Name: name, Origins: []record.Origin{origin}})
 	}

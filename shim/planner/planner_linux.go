@@ -267,12 +267,17 @@ func (p *Planner) apply(m *made, spec *bundle.Spec, req supervise.Preparation, r
 		Seccomp:            seccomp,
 		CreateRuntimeHooks: []specs.Hook{{Path: req.Executable, Args: []string{"declarun", "__guard", "--token", req.Token}}},
 		RecursiveMounts:    p.RecursiveMounts,
+		NoNewPrivileges:    setsNoNewPrivileges(m, spec),
 	})
 	if err != nil {
 		return nil, nil, err
 	}
 	config, err := spec.Apply(edit)
 	return config, verdicts, err
+}
+
+func setsNoNewPrivileges(m *made, spec *bundle.Spec) bool {
+	return m.plan.NoNewPrivileges && freeOfDomains(spec)
 }
 
 // filterInput: also where system calls are not held to the plan, executions
@@ -285,7 +290,7 @@ func (p *Planner) filterInput(m *made, spec *bundle.Spec, req supervise.Preparat
 		ListenerPath: req.NotifySocket, ListenerMetadata: req.Token, Mode: mode,
 	}
 	if spec.Process != nil {
-		in.NoNewPrivileges = spec.Process.NoNewPrivileges
+		in.NoNewPrivileges = spec.Process.NoNewPrivileges || setsNoNewPrivileges(m, spec)
 	}
 	if mode == record.Off {
 		in.Mode, in.Widened = record.Audit, true

@@ -27,10 +27,11 @@ import (
 // kernel.yama.ptrace_scope 3) would otherwise refuse it to everybody. That is said
 // once (an event "weaken").
 type loops struct {
-	kick  chan struct{} // somebody asked who was not proved
-	begin chan struct{} // it serves from now on
-	over  chan struct{} // closed when the container is gone
-	ended sync.Once
+	lookAt func(tid int, programs []program) (sight, error)
+	kick   chan struct{} // somebody asked who was not proved
+	begin  chan struct{} // it serves from now on
+	over   chan struct{} // closed when the container is gone
+	ended  sync.Once
 
 	mu       sync.Mutex
 	programs []program
@@ -40,6 +41,7 @@ type loops struct {
 	// read says that the proof still holds. Every proof in ledgers has one.
 	memory map[proc]*os.File
 	tried  map[proc]*budget
+	hung   map[proc]bool // who keeps a look at it from ending
 	said   bool
 	dirty  bool
 	saving sync.Mutex
@@ -79,7 +81,7 @@ func loopsOf(c *container, root *os.File) *loops {
 }
 
 func newLoops() *loops {
-	return &loops{kick: make(chan struct{}, 1), begin: make(chan struct{}, 1), over: make(chan struct{}), memory: map[proc]*os.File{}, tried: map[proc]*budget{}}
+	return &loops{lookAt: lookAt, kick: make(chan struct{}, 1), begin: make(chan struct{}, 1), over: make(chan struct{}), memory: map[proc]*os.File{}, tried: map[proc]*budget{}, hung: map[proc]bool{}}
 }
 
 // ticks is now as start times count.
@@ -371,17 +373,13 @@ func (w *Worker) sample(c *container) {
 		if at, image, ok := k.proved(p); ok && at == i {
 			m.image = image
 		} else {
-			s, err := lookAt(p.PID, k.programs)
-			if err != nil || s.proc != p || s.program != i {
-				if err == nil {
-					s.mem.Close()
-				}
+			s, seen, err := k.look(p, i)
+			if err != nil {
 				certain = certain && (errors.Is(err, errGone) || ended(p))
 				m.image = "?"
 			} else {
-				m.image = s.image
-				m.seen, _ = s.inLoop(k.programs[i], s.tgid)
-				sights[p] = &s
+				m.image, m.seen = s.image, seen
+				sights[p] = s
 			}
 		}
 		m.above, m.whole = above(p, init)
@@ -423,6 +421,63 @@ func (w *Worker) sample(c *container) {
 	if dirty {
 		w.saveLoops(c.token, k)
 	}
+}
+
+var errHung = errors.New("its memory cannot be read in time")
+
+const (
+	lookMost = time.Second
+	hungMost = 16
+)
+
+// look tells whether a process is in its loop by its own stack. It is given up
+// where it takes long: what lies there can be a file's of a file system that does
+// not answer. (Not userfaultfd(2): reading through /proc does not wait for that.)
+func (k *loops) look(p proc, program int) (*sight, bool, error) {
+	k.mu.Lock()
+	skip := k.hung[p] || len(k.hung) >= hungMost
+	k.mu.Unlock()
+	if skip {
+		return nil, false, errHung
+	}
+	type found struct {
+		s    *sight
+		seen bool
+		err  error
+	}
+	done := make(chan found, 1)
+	go func() {
+		s, err := k.lookAt(p.PID, k.programs)
+		switch {
+		case err != nil:
+			done <- found{nil, false, err}
+		case s.proc != p || s.program != program:
+			s.mem.Close()
+			done <- found{nil, false, errGone}
+		default:
+			seen, _ := s.inLoop(k.programs[program], s.tgid)
+			done <- found{&s, seen, nil}
+		}
+	}()
+	timer := time.NewTimer(lookMost)
+	defer timer.Stop()
+	select {
+	case f := <-done:
+		return f.s, f.seen, f.err
+	case <-timer.C:
+	}
+	k.mu.Lock()
+	k.hung[p] = true
+	k.mu.Unlock()
+	go func() {
+		if f := <-done; f.s != nil {
+			f.s.mem.Close()
+		}
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		delete(k.hung, p)
+	}()
+	return nil, false, errHung
 }
 
 // ended tells whether a process is gone.

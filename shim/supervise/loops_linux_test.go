@@ -2,6 +2,7 @@ package supervise
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -20,7 +21,7 @@ import (
 
 // looper is a container that runs testdata/looper.c.
 type looper struct {
-	t    *testing.T
+	t    testing.TB
 	w    *world
 	in   *inside
 	dir  string
@@ -30,14 +31,14 @@ type looper struct {
 
 // end is the other end of one of its processes, or threads.
 type end struct {
-	t    *testing.T
+	t    testing.TB
 	name string
 	in   *os.File
 	out  *os.File
 	read *bufio.Reader
 }
 
-func build(t *testing.T, to string, flags ...string) (program string, returns uint64) {
+func build(t testing.TB, to string, flags ...string) (program string, returns uint64) {
 	t.Helper()
 	program = filepath.Join(to, "looper")
 	args := append([]string{"-O1", "-pthread", "-o", program, "testdata/looper.c"}, flags...)
@@ -56,7 +57,7 @@ func build(t *testing.T, to string, flags ...string) (program string, returns ui
 }
 
 // newLooper runs it. port says whether the container declares one.
-func newLooper(t *testing.T, m record.Mode, port bool, flags ...string) *looper {
+func newLooper(t testing.TB, m record.Mode, port bool, flags ...string) *looper {
 	if len(flags) == 0 {
 		flags = []string{"-fPIE", "-pie"}
 	}
@@ -64,7 +65,7 @@ func newLooper(t *testing.T, m record.Mode, port bool, flags ...string) *looper 
 	return loopIn(t, w, "looper", m, port, flags...)
 }
 
-func loopIn(t *testing.T, w *world, id string, m record.Mode, port bool, flags ...string) *looper {
+func loopIn(t testing.TB, w *world, id string, m record.Mode, port bool, flags ...string) *looper {
 	l := &looper{t: t, w: w, dir: t.TempDir(), ends: map[string]*end{}}
 	program, returns := build(t, l.dir, flags...)
 	l.file = program
@@ -300,6 +301,51 @@ func TestLoopWithoutStack(t *testing.T) {
 	main.want("call", "ok")
 }
 
+// A stack whose pages a process would have to provide itself keeps nobody waiting.
+func TestLoopTrap(t *testing.T) {
+	need.Userfaultfd(t)
+	l := newLooper(t, record.Enforce, false)
+	main := l.end("main")
+	traps := []string{"a", "b", "c"}
+	for _, name := range traps {
+		l.end(name)
+		main.want("fork "+name, "ok")
+		l.end(name).want("trap", "ok")
+	}
+	for _, name := range traps[1:] {
+		fmt.Fprintln(l.end(name).in, "call")
+	}
+	main.want("call", "ok")
+	main.want("loop", "ok")
+	l.proved(1, 4) // nobody asked
+	main.want("wipe", "ok")
+	main.want("call", denied)
+	l.in.kill()
+	l.w.must("no state", l.w.empty)
+}
+
+// A look that does not end is given up, is not tried again, and is over some time.
+func TestLoopHung(t *testing.T) {
+	k, calls, release := newLoops(), make(chan int, 100), make(chan struct{})
+	k.lookAt = func(tid int, _ []program) (sight, error) {
+		calls <- tid
+		<-release
+		return sight{}, errGone
+	}
+	for range 3 {
+		if _, _, err := k.look(proc{7, 1}, 0); !errors.Is(err, errHung) {
+			t.Errorf("%v", err)
+		}
+	}
+	if len(calls) != 1 {
+		t.Errorf("%d looks", len(calls))
+	}
+	close(release)
+	if !eventually(func() bool { _, _, err := k.look(proc{7, 1}, 0); return errors.Is(err, errGone) }) {
+		t.Error("never looked at again")
+	}
+}
+
 // Processes that execute and end while they are looked at.
 func TestLoopRaces(t *testing.T) {
 	l := newLooper(t, record.Enforce, false)
@@ -368,4 +414,17 @@ func TestLoopRestart(t *testing.T) {
 	restart(unix.SIGKILL)
 	again.want("call", "ok")
 	early.want("call", "ok")
+}
+
+func BenchmarkLoopUnproved(b *testing.B) {
+	l := newLooper(b, record.Enforce, true)
+	b.ResetTimer()
+	l.end("main").want(fmt.Sprintf("calls %d", b.N), "ok")
+}
+
+func BenchmarkLoopProved(b *testing.B) {
+	l := newLooper(b, record.Enforce, true)
+	l.end("main").want("loop", "ok")
+	b.ResetTimer()
+	l.end("main").want(fmt.Sprintf("calls %d", b.N), "ok")
 }

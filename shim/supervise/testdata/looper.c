@@ -11,6 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/auxv.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -54,8 +56,18 @@ static void *loopingThread(void *name) { loop(name); return NULL; }
 
 static const char *pivoted;
 static void *oldStart, *oldEnd;
+static int trap; // whoever reads it waits for this process
 static void onOther(void) {
-	munmap(oldStart, (char *)oldEnd - (char *)oldStart);
+	size_t size = (char *)oldEnd - (char *)oldStart;
+	if (trap) {
+		struct uffdio_api api = {.api = UFFD_API};
+		struct uffdio_register range = {.range = {(uintptr_t)oldStart, size}, .mode = UFFDIO_REGISTER_MODE_MISSING};
+		int fd = syscall(SYS_userfaultfd, O_CLOEXEC);
+		if (fd < 0 || ioctl(fd, UFFDIO_API, &api) || ioctl(fd, UFFDIO_REGISTER, &range)) _exit(5);
+		madvise(oldStart, size, MADV_DONTNEED);
+	} else {
+		munmap(oldStart, size);
+	}
 	serve(pivoted);
 	_exit(0);
 }
@@ -125,7 +137,8 @@ __attribute__((noinline, noipa)) static void serve(const char *name) {
 		} else if (!strcmp(line, "scrub")) {
 			memset((void *)getauxval(AT_RANDOM), 'x', 16);
 			reply(out, "ok");
-		} else if (!strcmp(line, "pivot")) {
+		} else if (!strcmp(line, "pivot") || !strcmp(line, "trap")) {
+			trap = line[0] == 't';
 			static ucontext_t there, here;
 			size_t size = 1 << 20;
 			char *stack = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
