@@ -41,6 +41,7 @@ type Request struct {
 // Result is what the programs can ask of the kernel.
 type Result struct {
 	Calls      []plan.Syscall // sorted by name
+	Loops      []plan.Loop    // of programs that serve: see phases.go
 	Unresolved []plan.Site
 	Machine    string // GOARCH
 	Has32      bool   // a 32-bit program is among them
@@ -193,6 +194,7 @@ func (st *store) result(ctx context.Context, r *reader, req Request) (Result, er
 	calls := map[string]*found{}
 	args := argSet{}
 	sites := map[plan.Site]bool{}
+	until := untilLoop{map[string]bool{}, map[string]bool{}, map[string]bool{}}
 	libs := map[string]bool{}
 	first := make([]string, len(req.Programs))
 	for i, p := range req.Programs {
@@ -233,6 +235,11 @@ func (st *store) result(ctx context.Context, r *reader, req Request) (Result, er
 		for _, name := range always {
 			cs = append(cs, call{name, p.Path})
 		}
+		if p.Phase == record.Serving {
+			if loop := until.program(g, p.Path, cs, l.opened > maxPlugins); loop != nil {
+				out.Loops = append(out.Loops, *loop)
+			}
+		}
 		for _, c := range cs {
 			f := calls[c.Name]
 			if f == nil {
@@ -247,7 +254,7 @@ func (st *store) result(ctx context.Context, r *reader, req Request) (Result, er
 	}
 	for _, name := range slices.Sorted(maps.Keys(calls)) {
 		f := calls[name]
-		c := plan.Syscall{Name: name, Phase: f.phase, Origins: f.origins}
+		c := plan.Syscall{Name: name, Phase: f.phase, UntilLoop: until.decide(name), Origins: f.origins}
 		if nr, ok := sysno.Number("amd64", name); ok && out.Machine == "amd64" {
 			c.Args = args.plan(int32(nr))
 		}

@@ -342,7 +342,7 @@ func (l *loader) add(c *closure, file string, exported bool, loaderRpath []strin
 			}
 			return err
 		}
-		m := &module{path: w.file, sum: sum, exported: exported && w.file == file}
+		m := &module{path: w.file, sum: sum, exported: exported && w.file == file, late: exported}
 		c.index[w.file] = len(c.mods)
 		c.mods = append(c.mods, m)
 		if sum.Soname != "" {

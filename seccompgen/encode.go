@@ -85,6 +85,8 @@ func (s *summary) encode() []byte {
 		e.ints(f.Imports)
 		e.sites(f.Sites)
 		e.args(f.Args)
+		e.ints(f.Takes)
+		e.ints(f.TakesImports)
 	}
 	e.ints(s.Roots)
 	e.strs(s.Imports)
@@ -108,6 +110,26 @@ func (s *summary) encode() []byte {
 	e.strs(s.Strings)
 	e.strs(s.Names)
 	e.sites(s.Trouble)
+	e.num(uint64(s.Main + 1))
+	e.num(uint64(s.Starter + 1))
+	e.ints(s.CallMain)
+	e.ints(s.InitOnly)
+	e.num(uint64(len(s.Flows)))
+	for i := range s.Flows {
+		f := &s.Flows[i]
+		e.num(uint64(f.Fn))
+		e.flag(f.Opaque)
+		e.num(uint64(len(f.Blocks)))
+		for k := range f.Blocks {
+			b := &f.Blocks[k]
+			e.num(b.Lo)
+			e.ints(b.Next)
+			e.flag(b.Lands)
+			e.num(uint64(b.Kind))
+			e.num(uint64(b.To))
+			e.num(b.At)
+		}
+	}
 	return e.b
 }
 
@@ -219,7 +241,7 @@ func decodeSummary(b []byte) (*summary, error) {
 		if d.bad {
 			return nil, errCorrupt
 		}
-		s.Funcs[i] = function{d.num(), d.str(), d.num() == 1, d.ints(), d.ints(), d.sites(), d.args()}
+		s.Funcs[i] = function{d.num(), d.str(), d.num() == 1, d.ints(), d.ints(), d.sites(), d.args(), d.ints(), d.ints()}
 	}
 	s.Roots = d.ints()
 	s.Imports = d.strs()
@@ -238,6 +260,20 @@ func decodeSummary(b []byte) (*summary, error) {
 	s.Strings = d.strs()
 	s.Names = d.strs()
 	s.Trouble = d.sites()
+	s.Main = int32(d.num()) - 1
+	s.Starter = int32(d.num()) - 1
+	s.CallMain = d.ints()
+	s.InitOnly = d.ints()
+	s.Flows = make([]flow, d.count())
+	for i := range s.Flows {
+		s.Flows[i] = flow{Fn: int32(d.num()), Opaque: d.num() == 1, Blocks: make([]block, d.count())}
+		for k := range s.Flows[i].Blocks {
+			if d.bad {
+				return nil, errCorrupt
+			}
+			s.Flows[i].Blocks[k] = block{d.num(), d.ints(), d.num() == 1, blockEnd(d.num()), int32(d.num()), d.num()}
+		}
+	}
 	if d.bad || len(d.b) != 0 {
 		return nil, errCorrupt
 	}
@@ -250,11 +286,28 @@ func decodeSummary(b []byte) (*summary, error) {
 		return true
 	}
 	for i := range s.Funcs {
-		if !ok(s.Funcs[i].Calls, n) || !ok(s.Funcs[i].Imports, int32(len(s.Imports))) {
+		f := &s.Funcs[i]
+		if !ok(f.Calls, n) || !ok(f.Takes, n) || !ok(f.Imports, int32(len(s.Imports))) || !ok(f.TakesImports, int32(len(s.Imports))) {
 			return nil, errCorrupt
 		}
 	}
-	if !ok(s.Roots, n) || s.Entry >= n {
+	for i := range s.Flows {
+		f := &s.Flows[i]
+		if f.Fn < 0 || f.Fn >= n || len(f.Blocks) == 0 {
+			return nil, errCorrupt
+		}
+		for k := range f.Blocks {
+			b := &f.Blocks[k]
+			most := n
+			if b.Kind == endsCallImport || b.Kind == endsJumpImport {
+				most = int32(len(s.Imports))
+			}
+			if b.Kind > endsReturn || b.To < 0 || b.Kind != endsInside && b.Kind != endsCallIndirect && b.Kind != endsJumpIndirect && b.Kind != endsReturn && b.To >= most || !ok(b.Next, int32(len(f.Blocks))) {
+				return nil, errCorrupt
+			}
+		}
+	}
+	if !ok(s.Roots, n) || !ok(s.CallMain, n) || !ok(s.InitOnly, n) || s.Entry >= n || s.Main >= n || s.Starter >= n {
 		return nil, errCorrupt
 	}
 	for _, e := range s.Exports {

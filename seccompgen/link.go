@@ -16,6 +16,8 @@ type module struct {
 	// exported is true where exports are roots: the file may be opened by
 	// name, and its functions be looked up by name.
 	exported bool
+	// late is true where loading the file, and so its initialisers, may come at any time.
+	late bool
 }
 
 type node struct{ mod, fn int32 }

@@ -30,6 +30,12 @@ type summary struct {
 	Names                          []string // what it may look up with dlsym, when it imports that
 	// Trouble makes every program that loads the file unresolved.
 	Trouble []site
+	// The rest tells a program's start from its later life; see flow.go.
+	Main     int32   // what the entry point hands to the C library, -1 where that is not known
+	Starter  int32   // which function hands it over
+	CallMain []int32 // what may call main
+	InitOnly []int32 // roots that only loading the file runs
+	Flows    []flow  // by function
 }
 
 type function struct {
@@ -40,6 +46,8 @@ type function struct {
 	Imports []int32 // likewise of other files, by index in summary.Imports
 	Sites   []site
 	Args    []argSite
+	// Takes and TakesImports are those of Calls and Imports whose address is taken.
+	Takes, TakesImports []int32
 }
 
 // site is one place that makes a system call.
@@ -130,6 +138,7 @@ type builder struct {
 	pdata    []elfread.Range
 	slotsOf  []slot
 	lists    []elfread.Range
+	labels   map[int32][]uint64 // by function: places in it whose address it takes
 }
 
 // summarise analyses one file. known are functions of other files that
@@ -157,7 +166,7 @@ func summarise(ctx context.Context, f *elfread.File, known map[string][]location
 func newBuilder(ctx context.Context, f *elfread.File, known map[string][]location) *builder {
 	b := &builder{
 		ctx: ctx, f: f, known: known, coarseSize: coarseSize,
-		out:       &summary{Soname: f.Soname, Interp: f.Interp, Rpath: f.Rpath, Runpath: f.Runpath, Needed: f.Needed, Entry: -1},
+		out:       &summary{Soname: f.Soname, Interp: f.Interp, Rpath: f.Rpath, Runpath: f.Runpath, Needed: f.Needed, Entry: -1, Main: -1, Starter: -1},
 		importIdx: map[string]int32{},
 		slots:     map[uint64]string{},
 		inner:     newAddrSet(f.Exec),
@@ -860,6 +869,9 @@ func (b *builder) finish() {
 	if b.byObject && !b.partial {
 		b.objects()
 	}
+	if !b.partial {
+		b.flows()
+	}
 	for i := range b.calls {
 		r := &b.calls[i]
 		if k := b.at(r.to); k >= 0 && k != r.fn {
@@ -911,13 +923,17 @@ var neverReturns = set("abort", "exit", "_exit", "_Exit", "quick_exit", "pthread
 
 // findNoReturn finds the functions without a way back: no return, and no jump
 // to a function that has one.
-func (b *builder) findNoReturn() {
+func (b *builder) findNoReturn() { b.noreturn = b.neverReturning(true) }
+
+// neverReturning is by function. The file's own functions are known by their
+// names only where that is asked for.
+func (b *builder) neverReturning(names bool) []bool {
 	n := len(b.funcs)
 	may := slices.Clone(b.returns)
 	named := make([]bool, n)
 	for _, tab := range [][]elfread.Symbol{b.f.Dynsym, b.f.Symtab} {
 		for i := range tab {
-			if s := &tab[i]; s.Defined && neverReturns[s.Name] {
+			if s := &tab[i]; names && s.Defined && neverReturns[s.Name] {
 				if k := b.at(s.Value); k >= 0 && b.funcs[k].Lo == s.Value {
 					named[k], may[k] = true, false
 				}
@@ -939,7 +955,7 @@ func (b *builder) findNoReturn() {
 		}
 	}
 	for i := range n {
-		if name := b.out.Funcs[i].Name; b.isGo[i] && (strings.HasPrefix(name, "runtime.panic") || strings.HasPrefix(name, "runtime.goPanic") ||
+		if name := b.out.Funcs[i].Name; names && b.isGo[i] && (strings.HasPrefix(name, "runtime.panic") || strings.HasPrefix(name, "runtime.goPanic") ||
 			name == "runtime.gopanic" || name == "runtime.throw" || strings.HasPrefix(name, "runtime.fatal") || name == "runtime.goexit0") {
 			named[i], may[i] = true, false
 		}
@@ -966,10 +982,11 @@ func (b *builder) findNoReturn() {
 			}
 		}
 	}
-	b.noreturn = make([]bool, n)
+	out := make([]bool, n)
 	for i := range n {
-		b.noreturn[i] = !may[i]
+		out[i] = !may[i]
 	}
+	return out
 }
 
 // endsPath tells whether the call at pc does not come back.

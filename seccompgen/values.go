@@ -69,6 +69,9 @@ type body struct {
 	frame []int32 // frame pointer likewise
 	// switches is true where every indirect jump has a table.
 	switches bool
+	// tables counts the jump tables, cases are where they and computed labels lead.
+	tables int
+	cases  []int32
 	// unwinds is true where an exception can land: unwinding needs .eh_frame.
 	unwinds bool
 	// variable gives the value of a variable that nothing changes; may be nil.
@@ -135,6 +138,12 @@ func newBody(f *elfread.File, r elfread.Range, inner *addrSet, isGo bool, endsPa
 	}
 	var jumps []int32
 	var tables []int32
+	table := func(to []int32) {
+		if len(to) > 0 {
+			d.tables++
+			tables = append(tables, to...)
+		}
+	}
 	for i := range d.ins {
 		in, pc := &d.ins[i], d.pcs[i]
 		if inner.has(pc) || i == 0 {
@@ -151,7 +160,7 @@ func newBody(f *elfread.File, r elfread.Range, inner *addrSet, isGo bool, endsPa
 		case x86.JmpInd:
 			jumps = append(jumps, int32(i))
 			if in.IsMem && in.Base == x86.None && !in.RIP {
-				tables = append(tables, absTable(f, d, uint64(int64(in.Disp)))...)
+				table(absTable(f, d, uint64(int64(in.Disp))))
 			}
 			continue
 		case x86.Ret, x86.Trap:
@@ -165,19 +174,19 @@ func newBody(f *elfread.File, r elfread.Range, inner *addrSet, isGo bool, endsPa
 				a := in.Address(pc)
 				if f.IsCode(a) {
 					if t := d.index(a); t >= 0 {
-						tables = append(tables, t)
+						table([]int32{t})
 					}
 				} else {
-					tables = append(tables, relTable(f, d, a)...)
+					table(relTable(f, d, a))
 				}
 			}
 		case x86.Mov:
 			if in.IsMem && in.Load && in.Index != x86.None && in.Base == x86.None {
-				tables = append(tables, absTable(f, d, uint64(int64(in.Disp)))...)
+				table(absTable(f, d, uint64(int64(in.Disp))))
 			}
 		case x86.MovImm:
 			if a := uint64(uint32(in.Imm)); !f.IsCode(a) && in.Size >= 4 {
-				tables = append(tables, absTable(f, d, a)...)
+				table(absTable(f, d, a))
 			}
 		}
 		edge(int32(i), int32(i+1)) // n is the virtual end
@@ -186,6 +195,8 @@ func newBody(f *elfread.File, r elfread.Range, inner *addrSet, isGo bool, endsPa
 		}
 	}
 	d.switches = len(tables) > 0 && len(jumps) == 1
+	d.cases = slices.Clone(tables)
+	slices.Sort(d.cases)
 	if len(jumps) > 0 {
 		for i := range d.ins {
 			// A label that somebody points to, or code that nothing leads to.

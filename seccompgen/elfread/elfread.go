@@ -93,18 +93,21 @@ type File struct {
 	// Flags1 is DT_FLAGS_1.
 	Flags1 uint64
 
-	Dynsym  []Symbol
-	Symtab  []Symbol // functions only
-	Relocs  []Reloc
-	Init    []uint64 // DT_INIT, DT_FINI
-	Arrays  []Range  // DT_INIT_ARRAY, DT_FINI_ARRAY, DT_PREINIT_ARRAY
-	TLS     Range    // what thread-local variables start with
-	PLTGOT  uint64   // DT_PLTGOT
-	Frames  []Range  // functions by .eh_frame
-	GoPCLn  uint64   // address of the pclntab of a Go program, 0 for none
-	goText  uint64
-	BuildID string
-	Strtab  Range // .dynstr
+	Dynsym []Symbol
+	Symtab []Symbol // functions only
+	Relocs []Reloc
+	Init   []uint64 // DT_INIT, DT_FINI
+	// InitFunc is DT_INIT, InitArrays DT_INIT_ARRAY and DT_PREINIT_ARRAY: what loading runs.
+	InitFunc   uint64
+	InitArrays []Range
+	Arrays     []Range // DT_INIT_ARRAY, DT_FINI_ARRAY, DT_PREINIT_ARRAY
+	TLS        Range   // what thread-local variables start with
+	PLTGOT     uint64  // DT_PLTGOT
+	Frames     []Range // functions by .eh_frame
+	GoPCLn     uint64  // address of the pclntab of a Go program, 0 for none
+	goText     uint64
+	BuildID    string
+	Strtab     Range // .dynstr
 	// Tables are what the loader reads itself: headers, symbols, relocations.
 	Tables []Range
 
@@ -557,7 +560,7 @@ func (f *File) readDynamic(dyn Range) error {
 		return ""
 	}
 	f.Soname, f.Rpath, f.Runpath = text(elf.DT_SONAME), text(elf.DT_RPATH), text(elf.DT_RUNPATH)
-	f.Flags1 = tags[elf.DT_FLAGS_1]
+	f.Flags1, f.InitFunc = tags[elf.DT_FLAGS_1], tags[elf.DT_INIT]
 	f.PLTGOT = tags[elf.DT_PLTGOT]
 	for _, tag := range []elf.DynTag{elf.DT_INIT, elf.DT_FINI} {
 		if v := tags[tag]; v != 0 {
@@ -567,6 +570,9 @@ func (f *File) readDynamic(dyn Range) error {
 	for _, a := range [][2]elf.DynTag{{elf.DT_INIT_ARRAY, elf.DT_INIT_ARRAYSZ}, {elf.DT_FINI_ARRAY, elf.DT_FINI_ARRAYSZ}, {elf.DT_PREINIT_ARRAY, elf.DT_PREINIT_ARRAYSZ}} {
 		if v, n := tags[a[0]], tags[a[1]]; v != 0 && v < 1<<62 && n < 1<<30 {
 			f.Arrays = append(f.Arrays, Range{v, v + n})
+			if a[0] != elf.DT_FINI_ARRAY {
+				f.InitArrays = append(f.InitArrays, Range{v, v + n})
+			}
 		}
 	}
 
