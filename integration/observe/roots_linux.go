@@ -81,9 +81,24 @@ func kept(ctx context.Context, name string, make func(dir string) error) (string
 	return dir, os.Rename(unfinished, dir)
 }
 
-// install lets the base's own apt install packages in a copy of it. Services
-// that the packages bring are not started.
+// install lets the base's own apt install packages in a copy of it.
 func install(ctx context.Context, base, dir string, s Spec) error {
+	if err := furnishApt(ctx, base, dir); err != nil {
+		return err
+	}
+	for _, line := range []string{"apt-get update -q",
+		"apt-get install -y -q --no-install-recommends -o Dpkg::Options::=--force-unsafe-io " + strings.Join(s.Packages, " "),
+		"apt-get clean; rm -rf /var/lib/apt/lists/*", "set -e\n" + s.Setup} {
+		if err := inRoot(ctx, dir, line, nil); err != nil {
+			return err
+		}
+	}
+	return unfurnishApt(dir)
+}
+
+// furnishApt copies the base and puts in it what apt needs. Services that
+// packages bring are not started.
+func furnishApt(ctx context.Context, base, dir string) error {
 	if out, err := exec.CommandContext(ctx, "cp", "-a", base, dir).CombinedOutput(); err != nil {
 		return fmt.Errorf("copy the base: %w: %s", err, last(out, 3))
 	}
@@ -96,25 +111,12 @@ func install(ctx context.Context, base, dir string, s Spec) error {
 			return err
 		}
 	}
-	policy := filepath.Join(dir, "usr/sbin/policy-rc.d")
-	if err := os.WriteFile(policy, []byte("#!/bin/sh\nexit 101\n"), 0o755); err != nil {
-		return err
-	}
-	script := `set -e
-mount -t proc proc "$0/proc"
-chroot "$0" /bin/sh -c 'export DEBIAN_FRONTEND=noninteractive LC_ALL=C
-	apt-get update -q && apt-get install -y -q --no-install-recommends -o Dpkg::Options::=--force-unsafe-io '"$1"' && apt-get clean && rm -rf /var/lib/apt/lists/*'
-chroot "$0" /bin/sh -ec "$2"`
-	cmd := exec.CommandContext(ctx, "unshare", "-m", "--propagation", "private", "sh", "-c", script, dir, strings.Join(s.Packages, " "), "true\n"+s.Setup)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("install %s: %w: %s", strings.Join(s.Packages, " "), err, last(out, 8))
-	}
-	for _, name := range []string{"/etc/resolv.conf", "/usr/sbin/policy-rc.d"} { // as in an image
-		if err := os.Remove(filepath.Join(dir, name)); err != nil {
-			return err
-		}
-	}
-	return nil
+	return os.WriteFile(filepath.Join(dir, "usr/sbin/policy-rc.d"), []byte("#!/bin/sh\nexit 101\n"), 0o755)
+}
+
+// unfurnishApt takes out what an image does not have.
+func unfurnishApt(dir string) error {
+	return errors.Join(os.Remove(filepath.Join(dir, "etc/resolv.conf")), os.Remove(filepath.Join(dir, "usr/sbin/policy-rc.d")))
 }
 
 func last(out []byte, n int) string {

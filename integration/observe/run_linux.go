@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -36,7 +37,9 @@ type Job struct {
 	Filter *Filter `json:"filter,omitempty"`
 	// Drive is the name of one of the drivers that use the command, a server,
 	// while it runs.
-	Drive   string        `json:"drive,omitempty"`
+	Drive string `json:"drive,omitempty"`
+	// Health is what the driver finds in its Server.
+	Health  []string      `json:"health,omitempty"`
 	Timeout time.Duration `json:"timeout"`
 }
 
@@ -66,8 +69,12 @@ type Driver func(ctx context.Context, s *Server) error
 
 // Server is a running command as a driver sees it.
 type Server struct {
-	Root   string // where its files are
+	Root   string   // where its files are
+	Health []string // the command that asks whether it is well; or nil
 	Signal func(syscall.Signal) error
+	// Run runs another command in the root: a health check, which counts as the
+	// container's own, or an operator's or client's, which does not.
+	Run func(ctx context.Context, own bool, argv ...string) (string, error)
 }
 
 // words that say what a process started from this executable is to do.
@@ -142,16 +149,43 @@ func Run(ctx context.Context, j Job) (*Outcome, error) {
 		return out, fmt.Errorf("run %s: %s; it said: %s", strings.Join(j.Argv, " "), out.Error, last(slices.Concat(out.Stdout, out.Stderr), 8))
 	}
 	if j.Trace {
-		f, err := os.Open(filepath.Join(dir, "trace"))
-		if err != nil {
-			return out, err
-		}
-		defer f.Close()
-		if out.Trace, err = ParseTrace(f, j.Argv[0]); err != nil {
+		if out.Trace, err = traces(dir, j.Argv[0]); err != nil {
 			return out, fmt.Errorf("run %s: %w", strings.Join(j.Argv, " "), err)
 		}
 	}
 	return out, nil
+}
+
+// traces reads what strace wrote of the command and of what ran beside it.
+func traces(dir, start string) (*Trace, error) {
+	files, err := filepath.Glob(filepath.Join(dir, "trace*"))
+	if err != nil {
+		return nil, err
+	}
+	all := &Trace{Seen: map[string]map[string]string{}}
+	for _, name := range files {
+		f, err := os.Open(name)
+		if err != nil {
+			return nil, err
+		}
+		first := start
+		if filepath.Base(name) != "trace" {
+			first = "" // whatever is executed after the preparation
+		}
+		t, err := ParseTrace(f, first)
+		f.Close()
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range t.Executed {
+			if all.Seen[p] == nil {
+				all.Seen[p] = map[string]string{}
+				all.Executed = append(all.Executed, p)
+			}
+			maps.Copy(all.Seen[p], t.Seen[p])
+		}
+	}
+	return all, nil
 }
 
 // inside is the first process of the namespaces.
@@ -199,8 +233,16 @@ func furnish(dir string, j Job) (string, error) {
 		}
 	}
 	in := func(name string) string { return filepath.Join(root, name) }
+	overlay := fmt.Sprintf("lowerdir=%s,upperdir=%s/upper,workdir=%s/work", j.Root, top, top)
+	if err := unix.Mount("overlay", root, "overlay", 0, overlay); err != nil {
+		return "", fmt.Errorf("mount overlay: %w", err)
+	}
+	for _, d := range []string{"proc", "sys", "dev"} {
+		if err := os.MkdirAll(in(d), 0o755); err != nil {
+			return "", err
+		}
+	}
 	for _, m := range []struct{ kind, source, at, data string }{
-		{"overlay", "overlay", root, fmt.Sprintf("lowerdir=%s,upperdir=%s/upper,workdir=%s/work", j.Root, top, top)},
 		{"proc", "proc", "/proc", ""},
 		{"proc", "proc", in("proc"), ""},
 		{"sysfs", "sysfs", in("sys"), "ro"},
@@ -274,7 +316,7 @@ func do(dir string, j Job, drivers map[string]Driver, out *Outcome) error {
 	s := start{Root: root, Dir: j.Dir, Argv: j.Argv, Filter: j.Filter != nil}
 	if j.Trace {
 		s.Root, s.Dir, s.Tracer = "", "/", true
-		s.Argv = append([]string{"strace", "-f", "-qq", "-s", "256", "-o", filepath.Join(dir, "trace"), "--", "setpriv", "--bounding-set=-sys_ptrace", "chroot", root, "/bin/sh", "-c", `cd "$1" && shift && exec "$@"`, "sh", j.Dir}, j.Argv...)
+		s.Argv = append([]string{"strace", "-f", "-qq", "-s", "256", "-o", filepath.Join(dir, "trace"), "--", "setpriv", "--bounding-set=-sys_ptrace", "unshare", "-R", root, "-w", j.Dir}, j.Argv...)
 		if s.Argv[0], err = exec.LookPath("strace"); err != nil {
 			return err
 		}
@@ -336,9 +378,23 @@ func do(dir string, j Job, drivers map[string]Driver, out *Outcome) error {
 		if d == nil {
 			return fmt.Errorf("no driver %q", j.Drive)
 		}
-		go func() {
-			driven <- d(ctx, &Server{Root: root, Signal: func(sig syscall.Signal) error { return signal(cmd.Process.Pid, j.Trace, sig) }})
-		}()
+		server := &Server{Root: root, Health: j.Health, Signal: func(sig syscall.Signal) error { return signal(cmd.Process.Pid, j.Trace, sig) }}
+		further := 0
+		server.Run = func(ctx context.Context, own bool, argv ...string) (string, error) {
+			args := slices.Concat([]string{"unshare", "-R", root, "-w", j.Dir}, argv)
+			if own && j.Trace {
+				further++
+				args = slices.Concat([]string{"strace", "-f", "-qq", "-s", "256", "-o", filepath.Join(dir, fmt.Sprint("trace.", further)), "--"}, args)
+			}
+			c := exec.CommandContext(ctx, args[0], args[1:]...)
+			c.Env = j.Env
+			said, err := c.CombinedOutput()
+			if err != nil {
+				err = fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), err, last(said, 3))
+			}
+			return string(said), err
+		}
+		go func() { driven <- d(ctx, server) }()
 	} else {
 		driven <- nil
 	}

@@ -2,6 +2,7 @@ package observe
 
 import (
 	"bufio"
+	"cmp"
 	"fmt"
 	"io"
 	"regexp"
@@ -34,14 +35,16 @@ var (
 
 // process is what is known of one while a trace is read.
 type process struct {
-	program string
-	pending string // of an execve that has not returned
-	forking string // the program that a fork was called by which has not returned
+	program   string
+	pending   string // of an execve that has not returned
+	preparing bool   // it is unshare, before the command
+	forking   string // the program that a fork was called by which has not returned
 }
 
 // ParseTrace reads what "strace -f -o" wrote. start is the path whose first
 // execution begins the part that counts: what came before is strace's and the
-// preparation's. A process runs what it executed last, or what its parent ran.
+// preparation's; "" is whatever unshare executes. A process runs what it
+// executed last, or what its parent ran.
 func ParseTrace(r io.Reader, start string) (*Trace, error) {
 	t := &Trace{Seen: map[string]map[string]string{}}
 	procs := map[int]*process{}
@@ -80,7 +83,7 @@ func ParseTrace(r io.Reader, start string) (*Trace, error) {
 		return nil, fmt.Errorf("parse trace: process %d has no parent", pid)
 	}
 	if len(t.Executed) == 0 {
-		return nil, fmt.Errorf("parse trace: %s was not executed", start)
+		return nil, fmt.Errorf("parse trace: %s was not executed", cmp.Or(start, "nothing"))
 	}
 	return t, nil
 }
@@ -134,13 +137,14 @@ func (t *Trace) line(procs map[int]*process, early map[int][]string, pid int, te
 	}
 	switch {
 	case strings.HasPrefix(name, "execve") && value == 0 && p.pending != "":
-		if p.program != "" || p.pending == start {
+		if p.program != "" || p.pending == start || start == "" && p.preparing {
 			p.program = p.pending
 			if t.Seen[p.program] == nil {
 				t.Executed = append(t.Executed, p.program)
 				t.Seen[p.program] = map[string]string{}
 			}
 		}
+		p.preparing = strings.HasSuffix(p.pending, "/unshare") && p.program == ""
 		p.pending = ""
 	case children[name] && value > 0:
 		parent := p.forking

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -239,6 +238,19 @@ func measurePrograms(ctx context.Context, b *bench, r *report) error {
 // The analysis does not say that yet.
 func afterStart(*checker) (float64, bool, error) { return 0, false, nil }
 
+// buildGo builds the Go server of the integration images: static, stripped.
+func buildGo(ctx context.Context, tree, to string) error {
+	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", to, "./integration/images/hello/server")
+	build.Dir, build.Env = tree, append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("build the Go server: %w: %s", err, out)
+	}
+	return nil
+}
+
+// largest is the largest resident set of an ended process, in KiB.
+func largest(s *os.ProcessState) int64 { return s.SysUsage().(*syscall.Rusage).Maxrss }
+
 func measureGo(ctx context.Context, b *bench, r *report) error {
 	tree, err := engine.Tree()
 	if err != nil {
@@ -249,21 +261,7 @@ func measureGo(ctx context.Context, b *bench, r *report) error {
 		return err
 	}
 	defer os.RemoveAll(root)
-	for _, d := range []string{"bin", "proc", "sys", "dev", "tmp"} { // strace's way in needs a shell
-		if err := os.Mkdir(filepath.Join(root, d), 0o755); err != nil {
-			return err
-		}
-	}
-	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(root, "server"), "./integration/images/hello/server")
-	build.Dir, build.Env = tree, append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("build the Go server: %w: %s", err, out)
-	}
-	shell, err := os.ReadFile("/bin/busybox")
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(root, "bin/sh"), shell, 0o755); err != nil {
+	if err := buildGo(ctx, tree, filepath.Join(root, "server")); err != nil {
 		return err
 	}
 	a, err := analyse(ctx, root, "/server", usual, b.cache)
@@ -298,38 +296,6 @@ func forItsLife(a *analysed) (*observe.Filter, error) {
 		all = append(all, forLife(c))
 	}
 	return build(all, len(a.unresolved) > 0)
-}
-
-func measureImages(ctx context.Context, b *bench, r *report) error {
-	if len(b.servers) == 0 {
-		return errors.New("it needs the part servers")
-	}
-	sum := 0.0
-	var each []string
-	for _, m := range b.servers {
-		// The whole image: the server and what it was seen to run, as a union.
-		all := map[string]bool{}
-		for _, c := range m.calls {
-			all[c.Name] = true
-		}
-		seen := maps.Clone(m.seen)
-		for p, s := range m.other {
-			a, err := analyse(ctx, m.root, p, m.env, b.cache)
-			if err != nil {
-				return err
-			}
-			for _, c := range a.calls {
-				all[c.Name] = true
-			}
-			maps.Copy(seen, s)
-		}
-		ratio := float64(len(all)) / float64(len(seen))
-		sum += ratio
-		each = append(each, fmt.Sprintf("%s %d/%d", m.name, len(all), len(seen)))
-	}
-	mean := sum / float64(len(b.servers))
-	r.add(row{"allowed over observed, mean over six images of one server each, whole life", "about 1.8", "1.35", fmt.Sprintf("%.2f", mean), met(mean <= 1.35), strings.Join(each, ", ")})
-	return nil
 }
 
 // large is an image of more than 500 MB with a server in it.
@@ -372,24 +338,13 @@ func measureAnalysis(ctx context.Context, _ *bench, r *report) error {
 	if err := os.WriteFile(config, raw, 0o644); err != nil {
 		return err
 	}
-	var p plan.Plan
+	var p *plan.Plan
 	once := func() (float64, int64, error) {
-		cmd := exec.CommandContext(ctx, filepath.Join(in.Bin, "declarund"), "--config", in.Config, "plan", "--rootfs", root, "--config", config, "--json")
 		before := time.Now()
-		out, err := cmd.Output()
-		took := time.Since(before).Seconds()
-		if err != nil {
-			var exit *exec.ExitError
-			if errors.As(err, &exit) {
-				err = fmt.Errorf("%w: %s", err, exit.Stderr)
-			}
-			return 0, 0, fmt.Errorf("declarun plan: %w", err)
-		}
-		p = plan.Plan{}
-		if err := json.Unmarshal(out, &p); err != nil {
-			return 0, 0, err
-		}
-		return took, cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss, nil
+		var rss int64
+		var err error
+		p, rss, err = planOnce(exec.CommandContext(ctx, filepath.Join(in.Bin, "declarund"), "--config", in.Config, "plan", "--rootfs", root, "--config", config, "--json"))
+		return time.Since(before).Seconds(), rss, err
 	}
 	var cold, warm []float64
 	peak := int64(0)

@@ -56,6 +56,7 @@ var drivers = map[string]observe.Driver{
 	"lighttpd":  driveLighttpd,
 	"bind":      driveBind,
 	"hello":     driveHello,
+	"postgres":  drivePostgres,
 }
 
 // await waits until a port takes connections.
@@ -190,7 +191,8 @@ func driveNginx(ctx context.Context, s *observe.Server) error {
 	rotate := func() error {
 		return os.Rename(filepath.Join(s.Root, "var/log/nginx/access.log"), filepath.Join(s.Root, "var/log/nginx/access.log.1"))
 	}
-	return steps(use, to(syscall.SIGHUP), use, rotate, to(syscall.SIGUSR1), use, to(syscall.SIGQUIT))
+	health := func() error { return healthy(ctx, s) }
+	return steps(use, health, to(syscall.SIGHUP), use, rotate, to(syscall.SIGUSR1), use, health, to(syscall.SIGQUIT))
 }
 
 func driveApache(ctx context.Context, s *observe.Server) error {
@@ -300,7 +302,7 @@ func driveRedis(ctx context.Context, s *observe.Server) error {
 		}
 		return talk(addr, pairs...)
 	}
-	return steps(load,
+	return steps(load, func() error { return healthy(ctx, s) },
 		say("EVAL \"return redis.call('SET','l','1')\" 0", "+OK", "LPUSH q a b c", ":3", "EXPIRE k1 1", ":1", "INFO", "$", "CLIENT LIST", "$", "PUBLISH ch x", ":0", "SUBSCRIBE ch", "*"),
 		say("CONFIG SET appendonly yes", "+OK"), load,
 		say("BGREWRITEAOF", "+Background"), say("BGSAVE", "+Background"), say("SAVE", "+OK"),
@@ -343,6 +345,57 @@ func driveMemcached(ctx context.Context, s *observe.Server) error {
 		func() error { pause(ctx, 2*time.Second); return nil }, load,
 		func() error { return s.Signal(syscall.SIGHUP) }, func() error { pause(ctx, time.Second); return nil },
 		func() error { err := s.Signal(syscall.SIGTERM); return ignoreGone(err) })
+}
+
+// healthy asks the image's own health check until it is content.
+func healthy(ctx context.Context, s *observe.Server) error {
+	if s.Health == nil {
+		return nil
+	}
+	var err error
+	for range 60 {
+		if _, err = s.Run(ctx, true, s.Health...); err == nil {
+			return nil
+		}
+		pause(ctx, 500*time.Millisecond)
+	}
+	return fmt.Errorf("health check: %w", err)
+}
+
+func drivePostgres(ctx context.Context, s *observe.Server) error {
+	if err := await(ctx, "tcp", "127.0.0.1:5432"); err != nil {
+		return err
+	}
+	if err := healthy(ctx, s); err != nil {
+		return err
+	}
+	for _, statement := range strings.Split(`create table t as select g as a, md5(g::text) as b from generate_series(1, 100000) g
+create index on t (b)
+select count(*) from t x join t y using (a)
+set work_mem = '64kB'; select b from t order by b desc limit 1
+set max_parallel_workers_per_gather = 2; set parallel_setup_cost = 0; set parallel_tuple_cost = 0; set min_parallel_table_scan_size = 0; select count(*) from t
+set jit_above_cost = 0; select sum(a) from t
+create extension if not exists pgcrypto; select digest('x', 'sha256')
+do $$ begin perform 1; end $$
+select pg_reload_conf()
+select pg_rotate_logfile()
+select pg_switch_wal()
+checkpoint
+vacuum analyze
+copy t to '/tmp/out.csv'
+listen x; notify x
+create database other
+drop database other
+select pg_sleep(0.1)
+update t set b = 'x' where a < 1000
+nonsense`, "\n") {
+		_, err := s.Run(ctx, false, "psql", "-h", "127.0.0.1", "-U", "postgres", "-d", "app", "-c", statement)
+		if err != nil && statement != "nonsense" {
+			return err
+		}
+	}
+	return steps(func() error { return s.Signal(syscall.SIGHUP) }, func() error { pause(ctx, time.Second); return healthy(ctx, s) },
+		func() error { return s.Signal(syscall.SIGINT) })
 }
 
 // ignoreGone: a signal to a server that has ended already is no error.
