@@ -107,8 +107,10 @@ type Decision struct {
 	// not declare. Verdict is set whenever Report is.
 	Report  bool
 	Verdict record.Verdict
-	Name    string // "" for a number that has no name
-	Class   Class
+	// Taken is true where the call is gone for this process, which is in its loop.
+	Taken bool
+	Name  string // "" for a number that has no name
+	Class Class
 	// Reason is half a sentence for people.
 	Reason string
 }
@@ -168,6 +170,7 @@ func (v *Verdicts) Judge(c Call, by Caller) Decision {
 	case outside:
 		d.Reason = beyond.deviation(c.Args)
 	case taken(e, by):
+		d.Taken = true
 		d.Reason = fmt.Sprintf("%s needs it only before it serves, and this process of it is in its service loop", by.InLoop)
 	case e.Class == StartingOnly:
 		d.Reason = "needed only before the container serves"

@@ -67,13 +67,13 @@ func (w *Worker) obey(l *listener, n *notification, by filter.Caller, object str
 			object = d.Name
 		}
 		reason := d.Reason
-		if by.InLoop != "" && d.Continue && reason != "" {
+		if d.Taken && d.Continue {
 			reason += "; let through: the mode is audit"
 		} else if d.Continue || reason == "" {
 			reason = events.Reason(record.Syscalls, d.Name, object, d.Verdict, by.Phase) + suffix(d.Reason)
 		}
 		remedy := ""
-		if by.InLoop != "" {
+		if d.Taken {
 			remedy = events.LoopRemedy(by.InLoop)
 		}
 		w.report(c, record.Event{Dimension: record.Syscalls, Action: d.Name, Object: object, Verdict: d.Verdict, Phase: by.Phase,

@@ -62,6 +62,8 @@ var memories atomic.Int64
 var samples = []time.Duration{50 * time.Millisecond, 50 * time.Millisecond, 100 * time.Millisecond, 200 * time.Millisecond, 400 * time.Millisecond,
 	800 * time.Millisecond, 1600 * time.Millisecond, 3 * time.Second, 5 * time.Second, 20 * time.Second, 40 * time.Second, time.Minute, 3 * time.Minute}
 
+const lateSamples = 9 // from here on; the earlier ones end once every process is proved
+
 // loopsOf is nil where no call is taken away by processes.
 func loopsOf(c *container, root *os.File) *loops {
 	if v, ok := c.verdicts.(interface{ LoopsMatter() bool }); !ok || !v.LoopsMatter() || len(c.plan.Syscalls.Loops) == 0 {
@@ -356,14 +358,15 @@ func find(programs []program, init int) (all found, certain bool) {
 	return all, certain
 }
 
-// sample looks at every process of the programs.
-func (w *Worker) sample(c *container) {
+// sample looks at every process of the programs. proved says that there
+// is nobody left to prove.
+func (w *Worker) sample(c *container) (proved bool) {
 	k := c.loops
 	c.mu.Lock()
 	init := c.state.PID
 	c.mu.Unlock()
 	if len(k.programs) == 0 || init == 0 {
-		return
+		return true
 	}
 	all, certain := find(k.programs, init)
 	counts := make([]census, len(k.programs))
@@ -391,12 +394,14 @@ func (w *Worker) sample(c *container) {
 			still = false
 		}
 	}
+	proved = certain && still
 	k.mu.Lock()
 	for i := range counts {
 		counts[i].stable = certain && still
 		counts[i].at = ticks()
 		sealed := len(k.ledgers[i].Sealed)
-		k.ledgers[i].take(counts[i])
+		known := k.ledgers[i].take(counts[i])
+		proved = proved && known == len(counts[i].members) && known > 0
 		k.dirty = k.dirty || len(k.ledgers[i].Sealed) > sealed
 		for p, had := range k.ledgers[i].Proofs {
 			if s := sights[p]; s != nil && k.memory[p] == nil {
@@ -421,6 +426,7 @@ func (w *Worker) sample(c *container) {
 	if dirty {
 		w.saveLoops(c.token, k)
 	}
+	return proved
 }
 
 var errHung = errors.New("its memory cannot be read in time")
@@ -543,7 +549,9 @@ func (w *Worker) watchLoops(c *container) {
 				}
 			}
 		}
-		w.sample(c)
+		if w.sample(c) && next < lateSamples {
+			next = lateSamples
+		}
 		last = time.Now()
 	}
 }
