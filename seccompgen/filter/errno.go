@@ -16,6 +16,22 @@ import (
 // fchmodat.c, mlock2.c, preadv2.c, pwritev2.c, fexecve.c, renameat2.c;
 // util-linux libmount (the new mount API); libuv (io_uring, copy_file_range);
 // Go's internal/poll and os (copy_file_range, pidfd_open).
+//
+// A call of this list that programs do make is not taken from their plan,
+// although they would go on to an older one that is in it as well: none of these
+// pairs is the same in every case (TestNewerCallsAreMissed shows it of glibc).
+//
+//   - rseq: a thread of a process that registered before must register as well,
+//     or glibc aborts it. runc's init is such a process when it loads the filter.
+//   - statx: stat has no time of birth, no mount and no attributes.
+//   - faccessat2: without it glibc asks for the real user where the effective
+//     one was meant, if these became different after the start.
+//   - close_range: without it closefrom needs /proc, or aborts.
+//   - copy_file_range, preadv2 and pwritev2 with flags, openat2, pidfd_open and
+//     what goes with it, epoll_pwait2: glibc passes the error on. Whether the
+//     caller does without is another question for each.
+//   - clone3: glibc has clone for everything but CLONE_INTO_CGROUP. Engines'
+//     profiles withhold clone3 where that matters.
 const fallback = `
 clone3 openat2 faccessat2 fchmodat2 statx close_range rseq execveat
 io_uring_setup io_uring_enter io_uring_register
