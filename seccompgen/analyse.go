@@ -270,18 +270,20 @@ func (st *store) result(ctx context.Context, r *reader, req Request) (Result, er
 	return out, nil
 }
 
-// privileged notes what a program's file gives it.
+// privileged notes what a program's file gives it, or may give it where that
+// cannot be read.
 func (r *reader) privileged(name string, out *Result) {
 	if _, st, ok := r.stat(name); ok && st.Mode&(unix.S_ISUID|unix.S_ISGID) != 0 {
 		out.Setuid = append(out.Setuid, name)
 	}
 	f, err := r.root.Open(name)
 	if err != nil {
+		out.FileCaps = append(out.FileCaps, name)
 		return
 	}
 	defer f.Close()
 	var buf [64]byte
-	if n, err := unix.Fgetxattr(int(f.Fd()), "security.capability", buf[:]); err == nil && n > 0 {
+	if _, err := unix.Fgetxattr(int(f.Fd()), "security.capability", buf[:]); err != unix.ENODATA && err != unix.EOPNOTSUPP {
 		out.FileCaps = append(out.FileCaps, name)
 	}
 }

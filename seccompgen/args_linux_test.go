@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/declarun/declarun/integration/need"
 	"github.com/declarun/declarun/seccompgen"
 	"github.com/declarun/declarun/shim/plan"
@@ -236,6 +238,32 @@ func main() { `+row[0]+`; if len(os.Args) > 100 { option(4) } }
 		if got := argument(res, "prctl", 0); got != row[1] && !(row[1] == "? " && strings.HasPrefix(got, row[1])) {
 			t.Errorf("%s: got %q, want %q", claim, got, row[1])
 		}
+	}
+}
+
+// What a program's file gives it decides about no_new_privs and the bounding set.
+func TestPrivilegesOfFiles(t *testing.T) {
+	need.Root(t)
+	gcc := need.Program(t, "gcc")
+	dir := t.TempDir()
+	for _, name := range []string{"plain", "setuid", "setgid", "capable"} {
+		build(t, gcc, dir, name, argPrelude+`void _start(void) { sys(60, 0, 0, 0); }`, "-nostdlib", "-static")
+	}
+	for name, bit := range map[string]os.FileMode{"setuid": os.ModeSetuid, "setgid": os.ModeSetgid} {
+		if err := os.Chmod(filepath.Join(dir, name), 0o755|bit); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// vfs_cap_data of revision 2 with CAP_NET_BIND_SERVICE (linux/capability.h)
+	if err := unix.Setxattr(filepath.Join(dir, "capable"), "security.capability", []byte{1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, 0); err != nil {
+		t.Fatal(err)
+	}
+	res, err := analyse(t, dir, nil, "/plain", "/setuid", "/setgid", "/capable")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(res.Setuid, []string{"/setuid", "/setgid"}) || !slices.Equal(res.FileCaps, []string{"/capable"}) {
+		t.Errorf("setuid or setgid %v, capabilities %v", res.Setuid, res.FileCaps)
 	}
 }
 
