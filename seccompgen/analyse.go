@@ -283,7 +283,7 @@ func (r *reader) privileged(name string, out *Result) {
 	}
 	defer f.Close()
 	var buf [64]byte
-	if _, err := unix.Fgetxattr(int(f.Fd()), "security.capability", buf[:]); err != unix.ENODATA && err != unix.EOPNOTSUPP {
+	if _, err := unix.Fgetxattr(int(f.Fd()), "security.capability", buf[:]); !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.EOPNOTSUPP) {
 		out.FileCaps = append(out.FileCaps, name)
 	}
 }
