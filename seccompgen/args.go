@@ -142,9 +142,14 @@ func (b *builder) arguments() error {
 			}
 		}
 	}
+	matters := make([]bool, len(b.out.Imports))
+	for i, name := range b.out.Imports {
+		matters[i] = len(passes[name]) > 0 || len(b.known[name]) > 0
+	}
 	for i := range b.imports {
-		r := &b.imports[i]
-		a.imported(r.fn, r.site, b.out.Imports[r.sym], r.jump)
+		if r := &b.imports[i]; matters[r.sym] {
+			a.imported(r.fn, r.site, b.out.Imports[r.sym], r.jump)
+		}
 	}
 	for sym := range a.inDataAtAll() {
 		b.dataFunc()
@@ -497,9 +502,15 @@ func (a *argFinder) answer() error {
 		return nil
 	}
 	// A file's own function may be called by its name.
+	bySym := map[int32][]question{}
+	for i, name := range a.out.Imports {
+		if q := byName[name]; len(q) > 0 {
+			bySym[int32(i)] = q
+		}
+	}
 	for i := range a.imports {
 		r := &a.imports[i]
-		for _, q := range byName[a.out.Imports[r.sym]] {
+		for _, q := range bySym[r.sym] {
 			a.byName(q, place{r.fn, r.site, r.jump, false})
 		}
 	}
