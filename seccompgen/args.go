@@ -605,26 +605,18 @@ func compareSite(x, y plan.Site) int {
 
 // args adds what live code passes in tracked arguments.
 func (g *graph) args(to argSet) {
-	looksUp := g.imported(dlsym)
-	names := map[string]int{} // by a file other than its own, as run has it
-	if looksUp {
-		for i, m := range g.mods {
-			if isLibc(m) {
-				continue
-			}
-			for _, name := range m.sum.Names {
-				if by, ok := names[name]; !ok {
-					names[name] = i
-				} else if by != i {
-					names[name] = severalFiles
-				}
-			}
-		}
-	}
 	for i, m := range g.mods {
+		for _, t := range m.sum.Trouble {
+			to.unknown(anyCall, 0, plan.Site{File: m.path, Address: t.Addr, Reason: "a call that may be any: " + t.Reason})
+		}
 		for k := range m.sum.Funcs {
 			if !g.live[i][k] {
 				continue
+			}
+			for _, s := range m.sum.Funcs[k].Sites {
+				if s.Reason != "" { // it may be any call, with anything
+					to.unknown(anyCall, 0, plan.Site{File: m.path, Address: s.Addr, Reason: "a call that may be any: " + s.Reason})
+				}
 			}
 			for _, s := range m.sum.Funcs[k].Args {
 				if s.Reason != "" {
@@ -639,12 +631,9 @@ func (g *graph) args(to argSet) {
 		}
 		for _, w := range m.sum.ArgWrappers {
 			why := ""
-			by, named := names[w.Name]
 			switch id, ok := g.syms.ids[w.Name]; {
-			case m.exported:
+			case m.exported || g.freed(int32(i), w.Name):
 				why = w.Name + " may be looked up by name"
-			case named && by != i:
-				why = w.Name + " is looked up by name"
 			case !ok || slices.Contains(passes[w.Name], w.passing) || !g.usedElsewhere(i, id):
 				continue
 			case w.Nr == anyCall && w.Name != "syscall":
@@ -657,7 +646,11 @@ func (g *graph) args(to argSet) {
 	}
 }
 
-const severalFiles = -1
+// freed tells whether an exported function is live by more than calls: it may be
+// looked up by name, by whatever means.
+func (g *graph) freed(mod int32, name string) bool {
+	return slices.ContainsFunc(g.mods[mod].sum.Exports, func(e export) bool { return e.Name == name && g.free[node{mod, e.Func}] })
+}
 
 // usedElsewhere tells whether live code of other files than mod uses a symbol.
 func (g *graph) usedElsewhere(mod int, id int32) bool {

@@ -165,7 +165,7 @@ long (*volatile f)(long, ...) = syscall; int main(void) { return f(SYS_prctl, 4,
 #include <sys/syscall.h>
 long (*volatile f)(long, ...) = syscall; int main(int c, char **v) { return f(SYS_prctl, c, 1); }`, "prctl", "? "},
 		{"looked up by name", `#include <dlfcn.h>
-int main(void) { return ((int (*)(int, int))dlsym(RTLD_DEFAULT, "prctl"))(4, 1); }`, "prctl", "? prctl is looked up by name"},
+int main(void) { return ((int (*)(int, int))dlsym(RTLD_DEFAULT, "prctl"))(4, 1); }`, "prctl", "? prctl may be looked up by name"},
 		{"a library that passes it on", `long option(int); int main(void) { return option(8); }`, "prctl", "? option is called from other files"},
 		{"a library that passes only its own", `long fixed(void); int main(void) { return fixed(); }`, "prctl", "0x4"},
 		{"a function of the same name that does something else", `long personality(int, int); int main(void) { return personality(1, 8); }`, "prctl", "? personality is called from other files"},

@@ -76,6 +76,7 @@ type graph struct {
 	used   []node
 	asked  []bool // used by a file that is no part of the C library
 	live   [][]bool
+	free   map[node]bool // live by other ways than a call
 	parent [][]node
 	queue  []node
 	env    map[string]string
@@ -85,7 +86,7 @@ type graph struct {
 }
 
 func link(syms *symbols, mods []*module, env map[string]string) *graph {
-	g := &graph{syms: syms, env: env}
+	g := &graph{syms: syms, env: env, free: map[node]bool{}}
 	g.add(mods)
 	return g
 }
@@ -121,7 +122,13 @@ func (g *graph) add(mods []*module) {
 }
 
 func (g *graph) mark(n, from node) {
-	if n.fn < 0 || int(n.fn) >= len(g.live[n.mod]) || g.live[n.mod][n.fn] {
+	if n.fn < 0 || int(n.fn) >= len(g.live[n.mod]) {
+		return
+	}
+	if from == nowhere {
+		g.free[n] = true
+	}
+	if g.live[n.mod][n.fn] {
 		return
 	}
 	g.live[n.mod][n.fn] = true
