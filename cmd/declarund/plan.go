@@ -229,7 +229,7 @@ func dirSubject(d *declared.Declared, dir string) (*subject, error) {
 	if err != nil {
 		return nil, &advice{fmt.Errorf("plan: %w", err), "unpack the image: docker export $(docker create IMAGE) | tar -x -C DIR"}
 	}
-	s := &subject{declared: d, root: root, engine: planner.UsualProfile(), assumed: true, close: []func(){func() { root.Close() }}}
+	s := &subject{declared: d, root: root, engine: planner.UsualProfile(d.Image.Architecture), assumed: true, close: []func(){func() { root.Close() }}}
 	if d.Image.Known {
 		if err := d.ResolveUser(root); err != nil {
 			s.Close()

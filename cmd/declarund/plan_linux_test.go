@@ -277,3 +277,42 @@ func TestPlanOfAForeignArchitecture(t *testing.T) {
 		t.Errorf("%+v", o)
 	}
 }
+
+// An image's programs say what machine its plan is for.
+func TestPlanOfAnArm64Image(t *testing.T) {
+	c := newCommand(t)
+	gcc := need.Program(t, "aarch64-linux-gnu-gcc")
+	c.write(t, "server.c", "#include <unistd.h>\n#include <sys/epoll.h>\nint main(void) { struct epoll_event e; return epoll_wait(epoll_create1(0), &e, 1, 0) + rmdir(\"/x\"); }\n", 0o644)
+	c.write(t, "root/etc/passwd", "root:x:0:0::/:/bin/sh\n", 0o644)
+	c.write(t, "root/bin/server", "", 0o755)
+	cmd := exec.Command(gcc, "-O1", "-static", "-o", filepath.Join(c.dir, "root/bin/server"), filepath.Join(c.dir, "server.c"))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build a server: %v: %s", err, out)
+	}
+	c.write(t, "image.json", `[{"Id":"sha256:00","Architecture":"arm64","Os":"linux","Config":{"Cmd":["/bin/server"]}}]`, 0o644)
+	o := c.run(t, "plan", "--rootfs", "root", "--config", "image.json", "--json")
+	if o.code != 0 {
+		t.Fatalf("%+v", o)
+	}
+	var p struct {
+		Syscalls struct {
+			Architecture string
+			Unresolved   []any
+			Allow        []struct{ Name string }
+		}
+	}
+	if err := json.Unmarshal([]byte(o.stdout), &p); err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]bool{}
+	for _, a := range p.Syscalls.Allow {
+		got[a.Name] = true
+	}
+	// What only x86-64 has is not there.
+	if p.Syscalls.Architecture != "arm64" || len(p.Syscalls.Unresolved) > 0 || !got["epoll_pwait"] || !got["unlinkat"] || got["epoll_wait"] || got["rmdir"] {
+		t.Errorf("%+v", p)
+	}
+	if o := c.run(t, "plan", "--rootfs", "root", "--config", "image.json", "--format", "oci"); o.code != 0 || !strings.Contains(o.stdout, `"SCMP_ARCH_AARCH64"`) || strings.Contains(o.stdout, "X86") {
+		t.Errorf("%+v", o)
+	}
+}

@@ -116,6 +116,9 @@ func (p *Planner) Prepare(ctx context.Context, req supervise.Preparation, dir *o
 	if made.plan.Admission.Verdict != plan.Admit && made.plan.Admission.Verdict != plan.Warn && made.plan.Mode[record.Admission] == record.Enforce {
 		return supervise.Prepared{}, &Refused{made.plan.Admission.Reasons, about}
 	}
+	if err := foreign(made.plan, nativeArch); err != nil {
+		return supervise.Prepared{}, err
+	}
 	config, verdicts, err := p.apply(made, spec, req, root)
 	if err != nil {
 		return supervise.Prepared{}, err
@@ -191,10 +194,7 @@ func (p *Planner) plan(ctx context.Context, cfg *site.Config, d *declared.Declar
 	if !slices.ContainsFunc(record.Dimensions(), func(dim record.Dimension) bool { return modes[dim] != record.Off }) {
 		return nil, nil
 	}
-	f := facts{declared: d, modes: modes, notes: notes, arch: cmp.Or(d.Image.Architecture, nativeArch)}
-	if f.arch != nativeArch {
-		f.arch = nativeArch // what the kernel runs counts; the analyser says if a program is foreign
-	}
+	f := facts{declared: d, modes: modes, notes: notes}
 	reading, failed := p.Analyse(ctx, root, d)
 	if reading.Closure != nil {
 		if err := unrunnable(reading.Closure, d, modes); err != nil {
@@ -208,6 +208,7 @@ func (p *Planner) plan(ctx context.Context, cfg *site.Config, d *declared.Declar
 		return nil, errors.New("analyse the image's programs: the answer is not whole")
 	}
 	f.closure, f.calls = reading.Closure, reading.Calls
+	f.arch = archOf(f.calls)
 	f.admission = admission.Judge(d, reading.OSRelease, reading.Packages, p.now(), cfg.AdmissionRules)
 	f.notes = append(f.notes, f.closure.Notes...)
 	if engine != nil {
@@ -226,6 +227,10 @@ func (p *Planner) plan(ctx context.Context, cfg *site.Config, d *declared.Declar
 				out.withheld = append(out.withheld, c)
 			}
 		}
+	}
+	if f.arch != nativeArch {
+		out.plan.Notes = append(out.plan.Notes, plan.Note{Dimension: record.Syscalls,
+			Text: fmt.Sprintf("the programs are for %s: the plan is for a machine that runs it, which this one, of %s, is not", f.arch, nativeArch)})
 	}
 	out.plan.Notes = append(out.plan.Notes, netpolicy.CapabilityNotes(out.plan.Capabilities)...)
 	return out, nil
@@ -294,6 +299,9 @@ func (p *Planner) filterInput(m *made, spec *bundle.Spec, req supervise.Preparat
 	}
 	if mode == record.Off {
 		in.Mode, in.Widened = record.Audit, true
+	}
+	if in.Arch != nativeArch { // not enforced: see foreign
+		in.Arch, in.Widened = nativeArch, true
 	}
 	return in
 }

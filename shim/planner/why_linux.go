@@ -28,11 +28,20 @@ func LocalTracer(cacheDir string) Tracer {
 	}
 }
 
-// IsCall tells whether a word names a system call of the machine's.
-func IsCall(name string) bool { return seccompgen.IsCall(nativeArch, name) }
+// IsCall tells whether a word names a system call of a machine whose programs
+// can be planned for.
+func IsCall(name string) bool {
+	return seccompgen.IsCall("amd64", name) || seccompgen.IsCall("arm64", name)
+}
 
-// UsualProfile stands for an engine's profile that is not known yet.
-func UsualProfile() *specs.LinuxSeccomp { return filter.Usual(nativeArch) }
+// UsualProfile stands for an engine's profile that is not known yet, on a
+// machine for an image's architecture ("" for this one's).
+func UsualProfile(arch string) *specs.LinuxSeccomp {
+	if !seccompgen.IsCall(arch, "read") {
+		arch = nativeArch
+	}
+	return filter.Usual(arch)
+}
 
 // Why is Plan with the answer why it allows a system call, or why not.
 func (p *Planner) Why(ctx context.Context, d *declared.Declared, root *rootfs.Root, engine *specs.LinuxSeccomp, trace Tracer, name string) (*plan.Plan, *plan.Reasons, error) {
