@@ -78,3 +78,25 @@ func FuzzScript(f *testing.F) {
 		}
 	})
 }
+
+func FuzzPasswd(f *testing.F) {
+	f.Add([]byte("root:x:0:0:root:/root:/bin/sh\napp:x:999:998::/srv:/bin/false\n"), "app")
+	f.Add([]byte("app:x:4294967296:::\x00:\x00\n:::::::\n"), "app:x")
+	f.Fuzz(func(t *testing.T, data []byte, user string) {
+		dir := t.TempDir()
+		must(t, os.MkdirAll(filepath.Join(dir, "etc"), 0o755))
+		must(t, os.WriteFile(filepath.Join(dir, "etc/passwd"), data, 0o644))
+		root, err := rootfs.Open(dir)
+		must(t, err)
+		defer root.Close()
+		b := newBuilder(t.Context(), root, image("/x"))
+		for _, spec := range []string{user, user + ":" + user} {
+			if uid := b.uidOf(spec); strings.Trim(uid, "0123456789") != "" {
+				t.Errorf("%q is user %q", spec, uid)
+			}
+		}
+		if a, ok := b.passwd(func(a account) bool { return a.name == user }); ok && (!known(a.home) || !known(a.shell)) {
+			t.Errorf("%+v", a)
+		}
+	})
+}

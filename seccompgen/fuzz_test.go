@@ -5,10 +5,15 @@ import (
 	"context"
 	"debug/elf"
 	"encoding/binary"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/declarun/declarun/seccompgen/elfread"
+	"github.com/declarun/declarun/shim/rootfs"
 )
 
 // tiny builds a program of one segment.
@@ -35,9 +40,10 @@ func FuzzELF(f *testing.F) {
 			return
 		}
 		ef, err := elfread.Read(bytes.NewReader(data), int64(len(data)))
-		if err != nil || ef.Machine != elf.EM_X86_64 {
+		if err != nil || machines[ef.Machine] == nil {
 			return
 		}
+		defer ef.Close()
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		defer cancel()
 		s, err := summarise(ctx, ef, map[string][]location{"syscall": {reg(machines[ef.Machine].conventions().first)}})
@@ -46,10 +52,60 @@ func FuzzELF(f *testing.F) {
 		}
 		g := link(newSymbols(), []*module{{path: "/p", sum: s}}, nil)
 		g.run()
-		g.calls("amd64")
+		g.calls(goarch(ef.Machine, ef.Class))
+		// As a very large library is taken.
+		c := newBuilder(ctx, ef, map[string][]location{"syscall": {reg(machines[ef.Machine].conventions().first)}})
+		c.coarseSize = 0
+		if _, err := c.coarse(); err != nil {
+			t.Fatal(err)
+		}
 		back, err := decodeSummary(s.encode())
 		if err != nil || len(back.Funcs) != len(s.Funcs) {
 			t.Fatalf("the cached form does not read back: %v", err)
+		}
+	})
+}
+
+// The configuration that libraries are found by.
+func FuzzLoaderConfiguration(f *testing.F) {
+	f.Add("/opt/lib\ninclude /etc/ld.so.conf.d/*.conf # x\ninclude ld.so.conf\n", "hosts: files dns [NOTFOUND=return] mdns4_minimal\npasswd:\tfiles systemd # x\n", "/lib/a.so libb.so", "/lib:/usr/lib\n", "$ORIGIN/../lib:${LIB}:$PLATFORM:/x:", "libc.so.6")
+	f.Add(strings.Repeat("include /etc/[*\n", 100), "a:b:c\n::[[]!/=\n", "\x00", "::", "::$ORIGIN$ORIGIN", "../../x\n")
+	f.Fuzz(func(t *testing.T, conf, nsswitch, preload, musl, runpath, name string) {
+		dir := t.TempDir()
+		for file, text := range map[string]string{"etc/ld.so.conf": conf, "etc/ld.so.conf.d/a.conf": conf, "etc/nsswitch.conf": nsswitch, "etc/ld.so.preload": preload, "etc/ld-musl-x86_64.path": musl} {
+			if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, file)), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.WriteFile(filepath.Join(dir, "p"), tiny([]byte{0x0f, 0x05, 0xf4}, elf.EM_X86_64, 0x400000, 4096), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		root, err := rootfs.Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer root.Close()
+		r := newReader(root)
+		st := newStore(r, NoCache{}, []Program{{Path: "/p"}})
+		defer st.wait()
+		l := newLoader(context.Background(), r, st, []string{"LD_LIBRARY_PATH=" + runpath, "LD_PRELOAD=" + preload, "LC_ALL=" + nsswitch})
+		for _, d := range l.dirs {
+			if !path.IsAbs(d) || d != path.Clean(d) {
+				t.Errorf("directory %q", d)
+			}
+		}
+		if n := len(l.services()); n > 52 || len(l.dirs) > 220 {
+			t.Errorf("%d services, %d directories", n, len(l.dirs))
+		}
+		if _, err := l.program("/p", nil); err != nil {
+			t.Error(err)
+		}
+		m := &module{path: "/p", sum: &summary{Runpath: runpath}}
+		if p, ok := l.find(name, m, l.expand(runpath, "/x"), musl != ""); ok && !path.IsAbs(p) {
+			t.Errorf("library %q", p)
 		}
 	})
 }

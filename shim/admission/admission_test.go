@@ -229,3 +229,18 @@ func FuzzPackageSteps(f *testing.F) {
 		}
 	})
 }
+
+func FuzzOSRelease(f *testing.F) {
+	f.Add([]byte("ID=debian\nVERSION_ID=\"12\"\n# x\nPRETTY_NAME='a \\\"b'\n=\nA=\"\nB=''"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		all := ParseOSRelease(data)
+		if len(all) > 200 || all[""] != "" {
+			t.Errorf("%q", all)
+		}
+		for name, value := range all {
+			if strings.Contains(name+value, "\n") {
+				t.Errorf("%q=%q", name, value)
+			}
+		}
+	})
+}

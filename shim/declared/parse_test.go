@@ -359,3 +359,17 @@ func TestFindRefusesOtherIDs(t *testing.T) {
 		t.Fatal("mark in use")
 	}
 }
+
+func FuzzLookupUser(f *testing.F) {
+	f.Add("app:staff", []byte("root:x:0:0:root:/root:/bin/sh\napp:x:999:998::/srv:/bin/false\n"), []byte("staff:x:50:app\n"))
+	f.Add("4294967296:-1", []byte("a:b\n:::::::\nroot:x:99999999999:1::/:/\n"), []byte(":::\n"))
+	f.Fuzz(func(t *testing.T, user string, passwd, group []byte) {
+		uid, gid, err := LookupUser(user, passwd, group)
+		if err != nil && uid+gid != 0 {
+			t.Errorf("%d:%d with %v", uid, gid, err)
+		}
+		if n, m, ok := numericUser(user); ok && err == nil && n != uid && !bytes.Contains(passwd, []byte(user)) {
+			t.Errorf("%q is %d:%d, and %d:%d", user, n, m, uid, gid)
+		}
+	})
+}

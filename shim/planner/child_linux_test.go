@@ -3,6 +3,7 @@ package planner
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -328,4 +329,35 @@ func excess(what string) {
 	case "__sleep":
 		time.Sleep(time.Hour)
 	}
+}
+
+// What a child says is as foreign as the image that may have taken it over.
+func FuzzFrame(f *testing.F) {
+	f.Add(append(appendFrame(nil, frameAnswer, 2), "{}"...))
+	f.Add(append(appendFrame(nil, framePut, 8), 0, 0, 0, 1, 'k', 'a', 'b', 'c'))
+	f.Add(append(appendFrame(nil, framePut, 4), 0xff, 0xff, 0xff, 0xff))
+	f.Add(appendFrame(nil, frameAnswer, maxAnswer))
+	f.Add(appendFrame(nil, 'x', 1))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		kind, body, err := readFrame(bytes.NewReader(data))
+		if err != nil {
+			return
+		}
+		if len(body) > len(data) {
+			t.Fatalf("%d bytes of %d", len(body), len(data))
+		}
+		switch kind {
+		case framePut:
+			if key, data, ok := splitPut(body); ok && len(key)+len(data)+4 != len(body) {
+				t.Errorf("%q, %q of %q", key, data, body)
+			}
+		case frameAnswer:
+			var r reply
+			_ = json.Unmarshal(body, &r)
+		default:
+			if len(body) != 0 {
+				t.Errorf("a frame of no kind has %d bytes", len(body))
+			}
+		}
+	})
 }

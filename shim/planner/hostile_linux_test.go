@@ -165,9 +165,9 @@ var hostile = map[string]func(m image){
 		m.file("/p", object{edit: func(_ *elf.Header64, l *elf.Prog64) { l.Filesz, l.Memsz = 4<<30, 4<<30 }}.bytes())
 		m.must(os.Truncate(m.path("/p"), 5<<30))
 	},
-	"a segment of 300 MB of zeros, sparse": func(m image) {
-		m.file("/p", object{edit: func(_ *elf.Header64, l *elf.Prog64) { l.Filesz, l.Memsz = 300<<20, 300<<20 }}.bytes())
-		m.must(os.Truncate(m.path("/p"), 310<<20))
+	"a segment of 100 MB of zeros, sparse": func(m image) {
+		m.file("/p", object{edit: func(_ *elf.Header64, l *elf.Prog64) { l.Filesz, l.Memsz = 100<<20, 100<<20 }}.bytes())
+		m.must(os.Truncate(m.path("/p"), 110<<20))
 	},
 	"sections of 4 GB": func(m image) {
 		var pad bytes.Buffer
@@ -286,9 +286,9 @@ var hostile = map[string]func(m image){
 		m.file("/q", []byte("#!/p x\n"))
 	},
 	"a script that sources itself": func(m image) { m.script("/p", ". /p\n. /p\n./p\n/p &\n/p $0 \"$@\" x\nexec /p y \"$@\"\n") },
-	"a chain of 20,000 sourced files": func(m image) {
+	"a chain of 3,000 sourced files": func(m image) {
 		m.script("/p", ". /s/0\n")
-		for i := range 20_000 {
+		for i := range 3_000 {
 			m.file(fmt.Sprintf("/s/%d", i), []byte(fmt.Sprintf(". /s/%d\n. /s/%d\n", i+1, i/2)))
 		}
 	},
@@ -328,9 +328,9 @@ var hostile = map[string]func(m image){
 	"200,000 quotes and backquotes": func(m image) { m.script("/p", strings.Repeat("\"`", 200_000)) },
 	"a script of 100 MB":            func(m image) { m.script("/p", strings.Repeat("/bin/true x y z\n", 100<<20/16)) },
 	"100,000 commands":              func(m image) { m.script("/p", strings.Repeat("./q a;x", 100_000)) },
-	"120,000 files in a directory that runs": func(m image) {
+	"30,000 files in a directory that runs": func(m image) {
 		m.script("/p", "for f in /d/*; do \"$f\"; done\nexec /d/*/*/*\n")
-		for i := range 120_000 {
+		for i := range 30_000 {
 			m.must(os.WriteFile(m.path("/d/x")+fmt.Sprint(i), nil, 0o755))
 		}
 	},
@@ -347,16 +347,16 @@ var hostile = map[string]func(m image){
 	"1 MB of path names as strings": func(m image) {
 		m.file("/p", object{pad: []byte(strings.Repeat("/usr/lib/x/y\x00lib.so\x00/bin/sh\x00-c\x00/p x\x00", 40_000))}.bytes())
 	},
-	"60 MB of code": func(m image) {
-		code := make([]byte, 60<<20)
+	"16 MB of code": func(m image) {
+		code := make([]byte, 16<<20)
 		r := rand.New(rand.NewPCG(2, 2))
 		for i := range code {
 			code[i] = byte(r.Uint32() >> 8)
 		}
 		m.file("/p", object{code: code}.bytes())
 	},
-	"60 MB of calls": func(m image) {
-		code := bytes.Repeat([]byte{0xe8, 0xf0, 0xff, 0xff, 0x00, 0x0f, 0x05, 0x75, 0xf7}, 60<<20/9)
+	"16 MB of calls": func(m image) {
+		code := bytes.Repeat([]byte{0xe8, 0xf0, 0xff, 0xff, 0x00, 0x0f, 0x05, 0x75, 0xf7}, 16<<20/9)
 		m.file("/p", object{code: code}.bytes())
 	},
 	"1 MB of jumps into each other": func(m image) {
@@ -364,7 +364,7 @@ var hostile = map[string]func(m image){
 		m.file("/p", object{code: code}.bytes())
 	},
 	"stack slots moved through callers without end": func(m image) {
-		code := bytes.Repeat([]byte{0x48, 0x8b, 0x44, 0x24, 0x08, 0x0f, 0x05, 0x48, 0x83, 0xec, 0x08, 0xe8, 0xf0, 0xff, 0xff, 0xff, 0xc3}, 100_000)
+		code := bytes.Repeat([]byte{0x48, 0x8b, 0x44, 0x24, 0x08, 0x0f, 0x05, 0x48, 0x83, 0xec, 0x08, 0xe8, 0xf0, 0xff, 0xff, 0xff, 0xc3}, 30_000)
 		m.file("/p", object{code: code}.bytes())
 	},
 }
