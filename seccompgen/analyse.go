@@ -67,11 +67,8 @@ func Analyse(ctx context.Context, root *rootfs.Root, req Request, cache Cache) (
 	}
 	r := newReader(root)
 	key := requestKey(r, req)
-	if b, ok := cache.Get(key); ok {
-		var hit answer
-		if json.Unmarshal(b, &hit) == nil && unchanged(root, hit.Seen) {
-			return hit.Result, nil
-		}
+	if res, ok := kept(root, key, cache); ok {
+		return res, nil
 	}
 	res, err := analyse(ctx, r, req, cache)
 	if err != nil {
@@ -83,6 +80,27 @@ func Analyse(ctx context.Context, root *rootfs.Root, req Request, cache Cache) (
 		}
 	}
 	return res, nil
+}
+
+// Kept gives what Analyse found before, where the image has not changed since.
+// It looks at the names and times of files, and reads none.
+func Kept(root *rootfs.Root, req Request, cache Cache) (Result, bool) {
+	if len(req.Programs) == 0 {
+		return Result{}, false
+	}
+	return kept(root, requestKey(newReader(root), req), cache)
+}
+
+func kept(root *rootfs.Root, key string, cache Cache) (Result, bool) {
+	b, ok := cache.Get(key)
+	if !ok {
+		return Result{}, false
+	}
+	var hit answer
+	if json.Unmarshal(b, &hit) != nil || !unchanged(root, hit.Seen) {
+		return Result{}, false
+	}
+	return hit.Result, true
 }
 
 // answer is the cached form of a result, with all that it depends on.

@@ -22,6 +22,10 @@ import (
 
 // The test program is declarund itself where the environment says so.
 func TestMain(m *testing.M) {
+	// The analyser is started without an environment.
+	if code, done := internal(os.Args); done {
+		os.Exit(code)
+	}
 	if dir := os.Getenv("DECLARUND_TEST"); dir != "" {
 		site.DefaultPath, unitDir = filepath.Join(dir, "etc/config.toml"), filepath.Join(dir, "units")
 		patience = patienceOfTest

@@ -146,7 +146,11 @@ func planners(c *cli.Context) (*planning, error) {
 		return nil, err
 	}
 	cache := analysisCache(cfg)
-	return &planning{&planner.Planner{Site: func() (*site.Config, error) { return cfg, nil }, Analyse: planner.LocalAnalyser(cache)}, cache}, nil
+	analyser := planner.LocalAnalyser(cache)
+	if os.Geteuid() == 0 { // a person's own rights are enough of a guard
+		analyser = planner.CarefulAnalyser(cache, argAnalyse)
+	}
+	return &planning{&planner.Planner{Site: func() (*site.Config, error) { return cfg, nil }, Analyse: analyser}, cache}, nil
 }
 
 // of makes the plan. What it assumes, it says.

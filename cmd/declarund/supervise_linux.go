@@ -119,9 +119,7 @@ func work(config string) error {
 	}
 	defer sink.Close()
 	plans := &planner.Planner{Site: func() (*site.Config, error) { return site.Load(config) }}
-	if plans.Analyse, err = planner.GuardedAnalyser(cfg.CacheDir, argAnalyse); err != nil {
-		return err
-	}
+	plans.Analyse = planner.GuardedAnalyser(cfg.CacheDir, argAnalyse)
 	if runc, err := findRunc(cfg); err == nil {
 		if version, err := runcVersion(runc); err == nil {
 			plans.RuncVersion = version

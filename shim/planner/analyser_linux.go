@@ -71,13 +71,24 @@ func (e *AnalysisError) Error() string { return e.Text }
 // Remedy is the analyser's advice, if it had any.
 func (e *AnalysisError) Remedy() string { return e.Way }
 
-// LocalAnalyser reads in this process, for a person's own command.
+// LocalAnalyser reads in this process, for a person's own command and with that
+// person's rights.
 func LocalAnalyser(cacheDir string) Analyser {
 	cache := openCache(resultsDir(cacheDir))
 	return func(ctx context.Context, root *rootfs.Root, d *declared.Declared) (Reading, error) {
 		ctx, cancel := context.WithTimeout(ctx, analyserTime)
 		defer cancel()
-		return read(ctx, root, d, cache)
+		return read(ctx, root, d, cache, nil)
+	}
+}
+
+// CarefulAnalyser is for a person's own command that runs as root: what is not
+// known from before is read by a child as GuardedAnalyser's; where everything
+// is, none is started. Scripts are followed here in any case.
+func CarefulAnalyser(cacheDir, arg string) Analyser {
+	pool := newAnalysers(cacheDir, arg)
+	return func(ctx context.Context, root *rootfs.Root, d *declared.Declared) (Reading, error) {
+		return read(ctx, root, d, pool.cache, func() (Reading, error) { return pool.analyse(ctx, root, d) })
 	}
 }
 
@@ -101,20 +112,21 @@ func openCache(dir string) seccompgen.Cache {
 }
 
 // GuardedAnalyser reads in children started as "EXECUTABLE arg".
-func GuardedAnalyser(cacheDir, arg string) (Analyser, error) {
-	pool := &analysers{self: "/proc/self/exe", arg: arg, dir: resultsDir(cacheDir), limit: analyserTime, slots: make(chan *analyser, analysersAtMax)}
-	pool.cache = openCache(pool.dir)
+func GuardedAnalyser(cacheDir, arg string) Analyser { return newAnalysers(cacheDir, arg).analyse }
+
+func newAnalysers(cacheDir, arg string) *analysers {
+	pool := &analysers{self: "/proc/self/exe", arg: arg, cache: openCache(resultsDir(cacheDir)), limit: analyserTime, slots: make(chan *analyser, analysersAtMax)}
 	for range analysersAtMax {
 		pool.slots <- nil
 	}
-	return pool.analyse, nil
+	return pool
 }
 
 type analysers struct {
-	self, arg, dir string
-	cache          seccompgen.Cache
-	limit          time.Duration
-	slots          chan *analyser // nil: not started
+	self, arg string
+	cache     seccompgen.Cache
+	limit     time.Duration
+	slots     chan *analyser // nil: not started
 }
 
 // analyser is one child.

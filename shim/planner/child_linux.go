@@ -266,7 +266,7 @@ func answer(q question, dir *os.File, cache seccompgen.Cache) (r reply) {
 	defer root.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), q.Limit)
 	defer cancel()
-	r.Reading, err = read(ctx, root, q.Declared, cache)
+	r.Reading, err = read(ctx, root, q.Declared, cache, nil)
 	if err == nil {
 		return r
 	}

@@ -256,6 +256,29 @@ func TestAnalyserReadsAndKeepsThroughItsParent(t *testing.T) {
 	}
 }
 
+// The filter is in force while the programs of the machine are read, for the
+// first time and from what was kept: a call that reading needs and the filter
+// does not have ends the analyser.
+func TestAnalyserFilterHasAllThatReadingNeeds(t *testing.T) {
+	p := pool(t, "__analyse", filepath.Join(t.TempDir(), "results"))
+	read := 0
+	for _, name := range strings.Fields("sh bash ls perl python3 git ssh nginx redis-server memcached postgres apache2 named haproxy lighttpd node php busybox runc strace") {
+		d := &declared.Declared{Process: declared.Process{Args: []string{name}, Cwd: "/", Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/usr/lib/postgresql/15/bin"}}}
+		for range 2 {
+			r, err := p.analyse(context.Background(), openRoot(t, "/"), d)
+			if err != nil && (strings.Contains(err.Error(), "the analyser was ended") || strings.Contains(err.Error(), "died")) {
+				t.Errorf("%s: %v", name, err)
+			}
+			if r.Calls != nil && len(r.Calls.Calls) > 0 {
+				read++
+			}
+		}
+	}
+	if read < 2 {
+		t.Errorf("%d programs were read", read)
+	}
+}
+
 func TestAnalyserThatDiedIsReplaced(t *testing.T) {
 	p := pool(t, "__analyse", "")
 	d := &declared.Declared{Process: declared.Process{Args: []string{"/none"}, Cwd: "/"}}

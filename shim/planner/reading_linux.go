@@ -25,8 +25,9 @@ type Reading struct {
 	Calls *seccompgen.Result `json:"calls,omitempty"`
 }
 
-// read reads an image. With an error comes what was read until then.
-func read(ctx context.Context, root *rootfs.Root, d *declared.Declared, cache seccompgen.Cache) (Reading, error) {
+// read reads an image. With an error comes what was read until then. Where
+// unseen is given, it answers for programs that the cache does not know.
+func read(ctx context.Context, root *rootfs.Root, d *declared.Declared, cache seccompgen.Cache, unseen func() (Reading, error)) (Reading, error) {
 	var r Reading
 	var err error
 	if r.OSRelease, r.Packages, err = admission.Inspect(root); err != nil {
@@ -38,27 +39,29 @@ func read(ctx context.Context, root *rootfs.Root, d *declared.Declared, cache se
 	if r.Closure.Wide {
 		return r, nil
 	}
-	if r.Calls, err = calls(ctx, root, d, r.Closure, cache); err != nil {
-		return r, fmt.Errorf("work out the system calls: %w", err)
-	}
-	return r, nil
-}
-
-func calls(ctx context.Context, root *rootfs.Root, d *declared.Declared, c *procmap.Closure, cache seccompgen.Cache) (*seccompgen.Result, error) {
-	req, err := request(root, d, c)
+	req, err := request(root, d, r.Closure)
 	if err != nil {
-		return nil, err
+		return r, fmt.Errorf("work out the system calls: %w", err)
 	}
 	if len(req.Programs) == 0 {
 		// The command is not there, or nothing that can be executed: runc says
 		// so better than anybody, and nothing of the image will run.
-		return &seccompgen.Result{}, nil
+		r.Calls = &seccompgen.Result{}
+		return r, nil
 	}
-	result, err := seccompgen.Analyse(ctx, root, req, cache)
+	var result seccompgen.Result
+	if unseen == nil {
+		result, err = seccompgen.Analyse(ctx, root, req, cache)
+	} else if kept, ok := seccompgen.Kept(root, req, cache); ok {
+		result = kept
+	} else {
+		return unseen()
+	}
 	if err != nil {
-		return nil, err
+		return r, fmt.Errorf("work out the system calls: %w", err)
 	}
-	return &result, nil
+	r.Calls = &result
+	return r, nil
 }
 
 // request asks for the system calls of a closure. The programs that mounts will
