@@ -67,7 +67,7 @@ func Analyse(ctx context.Context, root *rootfs.Root, req Request, cache Cache) (
 	}
 	r := newReader(root)
 	key := requestKey(r, req)
-	if res, ok := kept(root, key, cache); ok {
+	if res, ok := answered(root, key, cache); ok {
 		return res, nil
 	}
 	res, err := analyse(ctx, r, req, cache)
@@ -88,10 +88,10 @@ func Kept(root *rootfs.Root, req Request, cache Cache) (Result, bool) {
 	if len(req.Programs) == 0 {
 		return Result{}, false
 	}
-	return kept(root, requestKey(newReader(root), req), cache)
+	return answered(root, requestKey(newReader(root), req), cache)
 }
 
-func kept(root *rootfs.Root, key string, cache Cache) (Result, bool) {
+func answered(root *rootfs.Root, key string, cache Cache) (Result, bool) {
 	b, ok := cache.Get(key)
 	if !ok {
 		return Result{}, false
