@@ -38,9 +38,9 @@
 //     what the kernel drew for its execution (AT_RANDOM) within a minute after
 //     somebody in the container executed something. So does one that cannot be looked
 //     at, and one of a program that lies on a mount or has 32 bits.
-//   - A process that shares its memory with another one (CLONE_VM without
-//     CLONE_THREAD) and executes the program again while the other goes on keeps its
-//     proof.
+//   - A process that executes the same program again, while another one goes on to
+//     use the memory that it had before (CLONE_VM without CLONE_THREAD, other than as
+//     vfork does it), keeps its proof until that one ends.
 //   - SIGTERM to the monitor ends both processes, and with them the descriptors:
 //     every notified call, execve among them, then fails with ENOSYS in containers
 //     that run. SIGHUP is for upgrades: the worker is replaced, the monitor stays

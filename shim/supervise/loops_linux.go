@@ -126,7 +126,8 @@ func (k *loops) forget(p proc) {
 }
 
 // proved tells which program's loop a process was found to be in before, with
-// the image it had.
+// the image it had. That it runs the program still is asked besides: somebody else
+// could keep its memory in use.
 func (k *loops) proved(p proc) (program int, image string, ok bool) {
 	k.mu.Lock()
 	f := k.memory[p]
@@ -135,16 +136,17 @@ func (k *loops) proved(p proc) (program int, image string, ok bool) {
 		return 0, "", false
 	}
 	holds := alive(f)
+	now, err := runs(p.PID, k.programs)
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if !holds {
+	if !holds || errors.Is(err, errOther) {
 		if k.memory[p] == f {
 			k.forget(p)
 		}
 		return 0, "", false
 	}
 	for i := range k.ledgers {
-		if had := k.ledgers[i].Proofs[p]; had != nil {
+		if had := k.ledgers[i].Proofs[p]; had != nil && (err != nil || now == i) {
 			return i, had.Image, true
 		}
 	}
@@ -152,7 +154,8 @@ func (k *loops) proved(p proc) (program int, image string, ok bool) {
 }
 
 // keep takes memory over, for a process that was just proved. Where too many
-// are kept already it is proved anew each time. It needs mu.
+// are kept already, or the memory is its parent's, it is proved anew each time. It
+// needs mu.
 func (k *loops) keep(s *sight, born bool) {
 	select {
 	case <-k.over:
@@ -160,7 +163,7 @@ func (k *loops) keep(s *sight, born bool) {
 		return
 	default:
 	}
-	if k.memory[s.proc] != nil || len(k.memory) >= memoryMost || memories.Load() >= memoryAll {
+	if k.memory[s.proc] != nil || len(k.memory) >= memoryMost || memories.Load() >= memoryAll || s.shares(k.programs) {
 		s.mem.Close()
 		return
 	}

@@ -122,10 +122,16 @@ func (l *looper) end(name string) *end {
 func (e *end) do(command string) string {
 	e.t.Helper()
 	fmt.Fprintln(e.in, command)
+	return e.next()
+}
+
+// next reads an answer.
+func (e *end) next() string {
+	e.t.Helper()
 	e.out.SetReadDeadline(time.Now().Add(40 * time.Second))
 	line, err := e.read.ReadString('\n')
 	if err != nil {
-		e.t.Fatalf("%s: %s: %v", e.name, command, err)
+		e.t.Fatalf("%s: %v", e.name, err)
 	}
 	return strings.TrimSpace(line)
 }
@@ -255,6 +261,29 @@ func TestLoopExecutedAgain(t *testing.T) {
 	again.want("call", denied)
 	helper.want("call", "ok")
 	orphan.want("call", "ok")
+}
+
+// A child that borrows its parent's memory until it executes something keeps
+// nothing of what that memory proved.
+func TestLoopVfork(t *testing.T) {
+	l := newLooper(t, record.Enforce, false)
+	copyProgram(t, l.file, filepath.Join(l.dir, "other"))
+	main := l.end("main")
+	main.want("loop", "ok")
+	main.want("call", denied)
+	for i, command := range []string{"exec", "execother"} {
+		child, executed := l.end(fmt.Sprint("child", i)), l.end(fmt.Sprint("executed", i))
+		fmt.Fprintln(main.in, "vfork "+child.name)
+		child.want("call", denied)
+		l.w.status("looper")
+		fmt.Fprintln(child.in, command+" "+executed.name)
+		executed.want("call", "ok")
+		if got := main.next(); got != "ok" {
+			t.Errorf("vfork: %s", got)
+		}
+		main.want("call", denied)
+		executed.want("call", "ok")
+	}
 }
 
 func TestLoopBeyond(t *testing.T) {

@@ -197,6 +197,22 @@ func (s *sight) read(addr uint64, buf []byte) (n int) {
 
 const nowhere = 1 << 62
 
+// shares tells whether a process may use the memory of its parent, as a child of
+// vfork does until it executes something: then that the memory is in use says
+// nothing about the child.
+func (s *sight) shares(programs []program) bool {
+	parent, ok := parentOf(s.proc)
+	if !ok {
+		return false
+	}
+	if i, err := runs(parent.PID, programs); err != nil || i != s.program {
+		return false // it cannot be shared: what runs in it is another program
+	}
+	const kcmpVM = 1 // linux/kcmp.h; CONFIG_KCMP
+	order, _, errno := unix.Syscall6(unix.SYS_KCMP, uintptr(s.tid), uintptr(parent.PID), kcmpVM, 0, 0, 0)
+	return errno != 0 || order == 0
+}
+
 // alive tells whether memory is still somebody's: where nobody uses it reading
 // gives nothing, and where an address has no page, an error.
 //

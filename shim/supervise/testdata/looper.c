@@ -115,6 +115,9 @@ __attribute__((noinline, noipa)) static void serve(const char *name) {
 		} else if (!strcmp(line, "fork")) {
 			if (fork() == 0) serve(kept);
 			reply(out, "ok");
+		} else if (!strcmp(line, "vfork")) { // goes on when the child executes or ends
+			if (vfork() == 0) serve(kept);
+			reply(out, "ok");
 		} else if (!strcmp(line, "orphan")) {
 			pid_t p = fork();
 			if (p == 0) {
@@ -154,6 +157,10 @@ __attribute__((noinline, noipa)) static void serve(const char *name) {
 			swapcontext(&here, &there);
 		} else if (!strcmp(line, "exec")) {
 			execl(self, self, dir, kept, NULL);
+			reply(out, strerror(errno));
+		} else if (!strcmp(line, "execother")) {
+			snprintf(path, sizeof path, "%s/other", dir);
+			execl(path, path, dir, kept, NULL);
 			reply(out, strerror(errno));
 		} else if (!strcmp(line, "execfail")) {
 			execl("/nonexistent", "x", NULL);
