@@ -34,7 +34,8 @@
 //     lie below a directory whose path is in the program's data or that the
 //     catalogue in plugins.go knows. Request.ExtraLibraries is for those.
 //   - dlsym of a function of an already loaded library by a name that is not a
-//     string in the data of the file that calls dlsym. Where every call passes
+//     string in the data of the file that calls dlsym, nor one of its own made
+//     from such a string with one %s (strings.go). Where every call passes
 //     constants (lookup.go), only those are looked up.
 //   - That a priority of threads, a Sun RPC service or a profile is asked for by
 //     nobody who uses the functions for it: what cannot be reached otherwise does

@@ -15,7 +15,7 @@ const (
 // strings collects what a program may hand to dlopen: absolute paths, and
 // names of libraries, from the data that is not code.
 func (b *builder) strings() {
-	seen, names := map[string]bool{}, map[string]bool{}
+	seen, names, made := map[string]bool{}, map[string]bool{}, map[string]bool{}
 	given, known := b.lookedUp()
 	looksUp := !known && slices.ContainsFunc(b.out.Imports, func(s string) bool { return dlsym[s] })
 	for _, s := range b.f.Data() {
@@ -25,6 +25,7 @@ func (b *builder) strings() {
 			pathStrings(s.Data, seen)
 			if looksUp {
 				identifiers(s.Data, names)
+				formats(s.Data, made)
 			}
 			continue
 		}
@@ -32,12 +33,24 @@ func (b *builder) strings() {
 			pathStrings(d, seen)
 			if looksUp {
 				identifiers(d, names)
+				formats(d, made)
 			}
 		}
 	}
 	for _, name := range given {
 		names[name] = true
 	}
+	// A name put together from a format is one of the file's own: iproute2 looks
+	// up "%s_genl_util" in itself.
+	for _, e := range b.out.Exports {
+		for m := range made {
+			if makes(m, e.Name) {
+				b.out.Roots = append(b.out.Roots, e.Func)
+			}
+		}
+	}
+	slices.Sort(b.out.Roots)
+	b.out.Roots = slices.Compact(b.out.Roots)
 	b.out.Names = slices.Sorted(maps.Keys(names))
 	b.out.Strings = slices.Sorted(maps.Keys(seen))
 }
@@ -89,6 +102,41 @@ func identifiers(data []byte, names map[string]bool) {
 		}
 		p = end + 1
 	}
+}
+
+// maxFormats bounds how many formats are compared with names.
+const maxFormats = 200
+
+// formats finds the strings that names of functions may be made from: one %s in
+// an identifier of some length.
+func formats(data []byte, made map[string]bool) {
+	for p := 0; len(made) < maxFormats; {
+		k := bytes.Index(data[p:], []byte("%s"))
+		if k < 0 {
+			return
+		}
+		lo, hi := p+k, p+k+2
+		p = hi
+		for lo > 0 && printable(data[lo-1]) && hi-lo < 64 {
+			lo--
+		}
+		for hi < len(data) && printable(data[hi]) && hi-lo < 64 {
+			hi++
+		}
+		if hi >= len(data) || data[hi] != 0 {
+			continue
+		}
+		before, after, _ := strings.Cut(string(data[lo:hi]), "%s")
+		if len(before)+len(after) >= 4 && identifier([]byte("_"+before+after)) {
+			made[string(data[lo:hi])] = true
+		}
+	}
+}
+
+// makes tells whether a format with one %s gives a name.
+func makes(format, name string) bool {
+	before, after, _ := strings.Cut(format, "%s")
+	return len(name) > len(before)+len(after) && strings.HasPrefix(name, before) && strings.HasSuffix(name, after)
 }
 
 func identifier(d []byte) bool {

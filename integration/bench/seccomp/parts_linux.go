@@ -153,7 +153,6 @@ func measurePayloads(ctx context.Context, b *bench, r *report) error {
 		c, _, _ := share(y.cves, byFilter)
 		pg, _, _ := share(y.payloads, guarded)
 		cg, _, _ := share(y.cves, guarded)
-		var dig strings.Builder
 		least, leastGuarded, leastCVE = min(least, p), min(leastGuarded, pg), min(leastCVE, c)
 		fmt.Fprintf(&dig, "  %-10s %s\n", m.name, strings.Join(decisive(y.payloads, guarded, 70), ", "))
 		fmt.Fprintf(&table, "%-10s %8.1f%% %8.1f%% %11.1f%% %11.1f%%  %s\n", m.name, p, c, pg, cg, strings.Join(programs, " "))
