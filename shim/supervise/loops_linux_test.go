@@ -208,6 +208,18 @@ func TestLoopAudit(t *testing.T) {
 	}
 }
 
+// An operator's exec is not concerned, whatever it runs.
+func TestLoopOfAnOperator(t *testing.T) {
+	l := newLooper(t, record.Enforce, false)
+	l.end("main").want("loop", "ok")
+	l.end("main").want("call", denied)
+	operator := l.end("operator")
+	l.in.enter("running", l.file, l.dir, "operator")
+	operator.want("loop", "ok")
+	operator.want("call", "ok")
+	l.end("main").want("call", denied)
+}
+
 // With no declared port the processes are looked at from the start: one that
 // never made such a call cannot escape by wiping its stack, nor can its children.
 func TestLoopSampled(t *testing.T) {
