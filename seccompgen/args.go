@@ -189,6 +189,7 @@ const (
 	maxQuestionRounds = 12
 	maxQuestions      = 2000
 	maxArgSites       = 1 << 14
+	maxArgWrappers    = 1000 // exported functions that pass one on
 )
 
 type argFinder struct {
@@ -490,6 +491,10 @@ func (a *argFinder) answer() error {
 			continue
 		}
 		for _, q := range byFn[a.at(s.Value)] {
+			if len(a.out.ArgWrappers) >= maxArgWrappers {
+				a.unknown(place{fn: q.fn, pc: a.out.Funcs[q.fn].Addr}, q.nr, q.args, "passed on by too many functions")
+				continue
+			}
 			for i, loc := range q.args {
 				if loc != notAsked {
 					a.out.ArgWrappers = append(a.out.ArgWrappers, argWrapper{s.Name, passing{q.nr, uint8(i), loc}})
