@@ -23,21 +23,28 @@ type lab struct {
 	docker  *engine.Docker
 	install *engine.Install
 	images  map[string]string
+	broken  map[string]error // images that could not be built
 }
 
-var shared struct {
+type onceLab struct {
 	once sync.Once
 	lab  *lab
 	err  error
 }
 
+// shared is the lab of most tests; fleetLab has many more images, whose data
+// root only its own test pays for.
+var shared, fleetLab onceLab
+
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if l := shared.lab; l != nil {
-		if err := l.close(); err != nil {
-			fmt.Fprintln(os.Stderr, "close the lab:", err)
-			if code == 0 {
-				code = 1
+	for _, o := range []*onceLab{&shared, &fleetLab} {
+		if l := o.lab; l != nil {
+			if err := l.close(); err != nil {
+				fmt.Fprintln(os.Stderr, "close the lab:", err)
+				if code == 0 {
+					code = 1
+				}
 			}
 		}
 	}
@@ -47,34 +54,39 @@ func TestMain(m *testing.M) {
 // open gives the shared lab, which is set up by the first test that asks.
 func open(t *testing.T) *lab {
 	t.Helper()
+	return shared.open(t, "lab-data", 10*time.Minute, (*lab).buildImages)
+}
+
+// open sets the lab up unless it is. The data root keeps what build built.
+func (o *onceLab) open(t *testing.T, data string, limit time.Duration, build func(l *lab, ctx context.Context, data string) error) *lab {
+	t.Helper()
 	need.Docker(t)
 	need.Program(t, "debootstrap")
 	need.Program(t, "nsenter")
-	shared.once.Do(func() { shared.lab, shared.err = newLab() })
-	if shared.err != nil {
-		t.Fatalf("open the lab: %v", shared.err)
+	o.once.Do(func() { o.lab, o.err = newLab(filepath.Join(engine.Cache(), data), limit, build) })
+	if o.err != nil {
+		t.Fatalf("open the lab: %v", o.err)
 	}
-	return shared.lab
+	return o.lab
 }
 
-func newLab() (l *lab, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+func newLab(data string, limit time.Duration, build func(l *lab, ctx context.Context, data string) error) (l *lab, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	dir, err := os.MkdirTemp("", "declarun-lab-")
 	if err != nil {
 		return nil, err
 	}
-	l = &lab{dir: dir, images: map[string]string{}}
+	l = &lab{dir: dir, images: map[string]string{}, broken: map[string]error{}}
 	defer func() {
 		if err != nil {
 			os.RemoveAll(dir)
 		}
 	}()
-	data := filepath.Join(engine.Cache(), "lab-data")
 	if l.install, err = engine.Build(ctx, dir, `report-writes = "always"`); err != nil {
 		return nil, err
 	}
-	if err := l.buildImages(ctx, data); err != nil {
+	if err := build(l, ctx, data); err != nil {
 		return nil, err
 	}
 	l.docker, err = engine.Start(ctx, engine.Options{Dir: dir, Data: data, Network: engine.Isolated, Bin: l.install.Bin})
