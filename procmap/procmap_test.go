@@ -29,6 +29,12 @@ func TestProcesses(t *testing.T) {
 	}{
 		{claim: "a program is allowed for good, and is main",
 			tree: run(""), args: []string{"server", "-x"}, serving: "/usr/sbin/server", main: "/usr/sbin/server"},
+		{claim: "the programs of a server's own directory are its own",
+			tree: run("").with(tree{"/usr/lib/server/login": "elf", "/usr/lib/server/tool.sh": "#!/bin/sh\nid\n", "/usr/lib/server/sub/deeper": "elf", "/usr/lib/server/sh": "-> /usr/bin/dash", "/usr/lib/other/not": "elf", "/usr/libexec/server/worker": "elf"}),
+			args: []string{"server"}, serving: "/usr/lib/server/login /usr/libexec/server/worker /usr/sbin/server", main: "/usr/sbin/server"},
+		{claim: "so they are of one that only starts it, for as long",
+			tree: run("#!/bin/sh\nother\nexec server\n").with(tree{"/usr/lib/other/login": "elf"}),
+			args: []string{"/entry.sh"}, starting: "/entry.sh /usr/bin/dash /usr/lib/other/login /usr/sbin/other", serving: "/usr/sbin/server", main: "/usr/sbin/server"},
 		{claim: "what a script runs before exec is taken away, with its shell",
 			tree: run("#!/bin/sh\nset -e\nmkdir -p /run/x\nexec \"$@\"\n"), args: []string{"/entry.sh", "server"},
 			starting: "/entry.sh /usr/bin/dash /usr/bin/mkdir", serving: "/usr/sbin/server", main: "/usr/sbin/server"},

@@ -129,6 +129,10 @@ func (w *Worker) decideListen(l *listener, n *notification, by filter.Caller) re
 	case mode == record.Audit:
 		verdict = record.Observed
 	}
+	chosen := deviates && verdict == record.Denied && w.kernelChose(by, where)
+	if chosen {
+		verdict = record.Reported
+	}
 	if deviates && verdict == record.Denied {
 		w.reportListen(l, n, by, where, verdict)
 		return refuse(unix.EACCES)
@@ -158,9 +162,9 @@ func (w *Worker) decideListen(l *listener, n *notification, by filter.Caller) re
 	after, err := placeOf(fd)
 	if err != nil || after != where {
 		if err != nil || watched && w.undeclared(c, after) {
-			if verdict == record.Denied {
+			if verdict == record.Denied || chosen && (err != nil || !w.kernelChose(by, after)) {
 				unix.Shutdown(fd, unix.SHUT_RDWR)
-				w.reportListen(l, n, by, after, verdict)
+				w.reportListen(l, n, by, after, record.Denied)
 				return refuse(unix.EACCES)
 			}
 		}
@@ -173,6 +177,20 @@ func (w *Worker) decideListen(l *listener, n *notification, by filter.Caller) re
 		w.serving(c)
 	}
 	return response{}
+}
+
+// kernelChose tells whether the application listens, while it starts, where the
+// kernel chooses the port: to learn what sockets can do (varnishd does not start
+// if that fails), or to talk to itself. Nobody can expect such a port to be
+// declared, and nobody outside reaches it: the packet filter holds from before
+// the first program. It is reported. Once the container serves, it is refused.
+//
+// That the kernel chose cannot be seen; the port lies in its default range (ip(7),
+// ip_local_port_range), or is not chosen yet.
+func (w *Worker) kernelChose(by filter.Caller, p place) bool {
+	port := p.addr.Port()
+	return by.Phase == record.Starting && by.Identity == record.Application && !by.BeforeExec &&
+		p.proto == "tcp" && (port == 0 || port >= 32768 && port <= 60999)
 }
 
 func (w *Worker) undeclared(c *container, p place) bool {
