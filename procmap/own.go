@@ -10,8 +10,9 @@ import (
 
 // ownDirs is where a package keeps programs for one program alone, by that
 // program's name, relative to the directory above its own (FHS 3.0, 4.6 and 4.7:
-// "applications may use a single subdirectory under /usr/lib", /usr/libexec).
-var ownDirs = []string{"lib/", "libexec/"}
+// "applications may use a single subdirectory under /usr/lib", /usr/libexec; git
+// calls its own git-core).
+var ownDirs = []string{"lib/NAME", "libexec/NAME", "lib/NAME-core", "libexec/NAME-core"}
 
 // own enters the programs that lie in a directory named after a program that a
 // declaration runs: /usr/sbin/dovecot starts what is in /usr/lib/dovecot, by
@@ -25,7 +26,7 @@ func (b *builder) own(o *object, r *run) {
 	}
 	above := path.Dir(path.Clean(dir))
 	for _, d := range ownDirs {
-		where := path.Join(above, d, base)
+		where := path.Join(above, strings.ReplaceAll(d, "NAME", base))
 		n := 0
 		for _, name := range b.view.names(where, 1000) {
 			h, err := b.view.stat(path.Join(where, name))

@@ -379,6 +379,7 @@ func (b *builder) elf(o *object, f io.ReaderAt, r *run) error {
 	b.serve(o, r)
 	b.helpers(o, f, prog, r)
 	b.own(o, r)
+	b.jobs(base, r)
 	return nil
 }
 
