@@ -171,7 +171,7 @@ func (g *graph) way(nr int32) (plan.Way, bool) {
 	w := plan.Way{Site: site, Call: int(nr)}
 	for n := at; n != nowhere; n = s.from[n.mod][n.fn] {
 		f := &g.mods[n.mod].sum.Funcs[n.fn]
-		step := plan.Step{File: g.mods[n.mod].path, Func: f.Name, Addr: f.Addr}
+		step := plan.Step{File: g.mods[n.mod].path, Func: f.Name, Addr: f.Addr, Data: f.Data}
 		if from := s.from[n.mod][n.fn]; from == nowhere {
 			w.Start = g.start(n)
 		} else if name := g.called(from, n); name != "" {

@@ -16,18 +16,18 @@ import (
 type Step struct {
 	File string `json:"file"`
 	Func string `json:"function,omitempty"` // "": the file names none
-	Addr uint64 `json:"address"`            // in the file; 0: data that points on
+	Addr uint64 `json:"address"`            // in the file
+	Data bool   `json:"data,omitempty"`     // no function, but data that points to the next
 }
 
 func (s Step) String() string {
 	switch {
-	case s.Func == "" || s.Addr == 0 && s.Func == "data":
-		if s.Addr == 0 {
-			return "(data that points on)"
-		}
+	case s.Data && s.Addr == 0:
+		return "data that points to"
+	case s.Data:
+		return strings.TrimSpace(fmt.Sprintf("%s data at %+#x that points to", s.Func, s.Addr))
+	case s.Func == "":
 		return fmt.Sprintf("%+#x", s.Addr)
-	case s.Addr == 0:
-		return s.Func
 	}
 	return fmt.Sprintf("%s (%+#x)", s.Func, s.Addr)
 }

@@ -44,7 +44,7 @@ func TestChain(t *testing.T) {
 func TestReasonsText(t *testing.T) {
 	p := chained()
 	way := Way{Program: "/usr/bin/gzip", Phase: record.Starting, Chain: p.Chain("/usr/bin/gzip"), Start: "the program starts here", Site: 0x77, Call: 41,
-		Steps: []Step{{File: "/usr/bin/gzip", Func: "main", Addr: 0x1000}, {File: "/usr/bin/gzip", Addr: 0x1100}, {File: "/lib/libc.so.6", Func: "data"}, {File: "/lib/libc.so.6", Func: "socket", Addr: 0x70}}}
+		Steps: []Step{{File: "/usr/bin/gzip", Func: "main", Addr: 0x1000}, {File: "/usr/bin/gzip", Addr: 0x1100}, {File: "/lib/libc.so.6", Data: true, Addr: 0x500}, {File: "/lib/libc.so.6", Func: "socket", Addr: 0x70}}}
 	var b bytes.Buffer
 	for _, r := range []Reasons{
 		{Call: "socket", Allowed: true, Phase: record.Starting, Because: []string{"only programs that run before the container serves make it"}, Origins: from(record.FromFile, "/usr/bin/gzip+0x1000", ""), Ways: []Way{way}},
