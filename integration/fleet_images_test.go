@@ -8,7 +8,57 @@ func entry(body string) map[string]string {
 // through makes the script the entrypoint.
 const through = "COPY docker-entrypoint.sh /usr/local/bin/\nENTRYPOINT [\"docker-entrypoint.sh\"]\n"
 
+// fleet has the longest voyages first: two sail at a time.
 var fleet = []ship{
+	{name: "cron",
+		recipe: install("cron") + "COPY tick /etc/cron.d/tick\nRUN chmod 644 /etc/cron.d/tick && mkdir /var/ticks\nVOLUME /var/ticks\nHEALTHCHECK --interval=2s CMD test -e /run/crond.pid\nCMD [\"cron\", \"-f\"]\n",
+		files:  map[string]string{"tick": "PATH=/usr/bin:/bin\n* * * * * root date >> /var/ticks/log && gzip -kf /var/ticks/log\n"},
+		load:   []string{"true"},
+		rotate: []string{"exec for i in $(seq 65); do test -s /var/ticks/log.gz && exit 0; sleep 1; done; exit 1"},
+		status: "any",
+	},
+	{name: "tomcat",
+		recipe: install("tomcat10 openjdk-17-jre-headless curl") + "RUN mkdir /srv/tomcat && cd /srv/tomcat && mkdir logs temp work && cp -rL /etc/tomcat10 conf && cp -rL /var/lib/tomcat10/webapps . && chown -R tomcat .\nENV CATALINA_HOME=/usr/share/tomcat10 CATALINA_BASE=/srv/tomcat JAVA_HOME=/usr/lib/jvm/java-17-openjdk-amd64 CATALINA_OPTS=-Xmx128m\nEXPOSE 8080\nUSER tomcat\nHEALTHCHECK --interval=3s CMD curl -fsS -o /dev/null http://127.0.0.1:8080/index.html || exit 1\nCMD [\"/usr/share/tomcat10/bin/catalina.sh\", \"run\"]\n",
+		load:   []string{"ab -q -k -n 500 -c 8 http://$S:8080/index.html"},
+		reload: []string{"signal QUIT"},
+		status: "143",
+	},
+	{name: "mariadb",
+		recipe: install("mariadb-server gosu") + "RUN rm -rf /var/lib/mysql && mkdir /var/lib/mysql && chown mysql:mysql /var/lib/mysql && sed -i 's/^bind-address.*/bind-address=0.0.0.0/' /etc/mysql/mariadb.conf.d/50-server.cnf\nVOLUME /var/lib/mysql\n" + through +
+			"EXPOSE 3306\nHEALTHCHECK --interval=3s CMD mariadb-admin ping -h 127.0.0.1 -u app -psecret --silent\nCMD [\"mariadbd\"]\n",
+		files: map[string]string{"docker-entrypoint.sh": `#!/bin/bash
+set -eo pipefail
+if [ "$(id -u)" = "0" ]; then
+	mkdir -p /run/mysqld
+	chown mysql:mysql /run/mysqld
+	find /var/lib/mysql \! -user mysql -exec chown mysql: '{}' +
+	exec gosu mysql "${BASH_SOURCE[0]}" "$@"
+fi
+if [ ! -d /var/lib/mysql/mysql ]; then
+	mariadb-install-db --datadir=/var/lib/mysql --skip-test-db --auth-root-authentication-method=normal >/dev/null
+	"$@" --skip-networking --socket=/run/mysqld/init.sock &
+	pid=$!
+	for i in {30..0}; do
+		if mariadb --socket=/run/mysqld/init.sock -u root -e 'SELECT 1' &>/dev/null; then
+			break
+		fi
+		sleep 1
+	done
+	mariadb --socket=/run/mysqld/init.sock -u root <<-EOSQL
+		CREATE DATABASE app;
+		CREATE USER 'app'@'%' IDENTIFIED BY 'secret';
+		GRANT ALL ON *.* TO 'app'@'%';
+	EOSQL
+	kill "$pid"
+	wait "$pid"
+fi
+exec "$@"
+`},
+		load:    []string{"mariadb-slap -h $S -u app -psecret --auto-generate-sql --concurrency=4 --number-of-queries=200 --engine=innodb", "mariadb -h $S -u app -psecret app -e 'CREATE TABLE IF NOT EXISTS t (a INT PRIMARY KEY AUTO_INCREMENT, b TEXT, FULLTEXT(b)) ENGINE=InnoDB; INSERT INTO t (b) VALUES (REPEAT(\"x\",1000)); ALTER TABLE t ADD COLUMN IF NOT EXISTS c INT; SELECT SLEEP(0.1), COUNT(*) FROM t; OPTIMIZE TABLE t; CHECK TABLE t'", "mariadb-dump -h $S -u app -psecret app | grep -q Dump"},
+		reload:  []string{"signal HUP", "mariadb -h $S -u app -psecret -e 'FLUSH PRIVILEGES; FLUSH TABLES'"},
+		rotate:  []string{"mariadb -h $S -u app -psecret -e \"SET GLOBAL slow_query_log_file='/var/lib/mysql/slow.log'; SET GLOBAL slow_query_log=1; SET GLOBAL long_query_time=0\"", "exec mv /var/lib/mysql/slow.log /var/lib/mysql/slow.log.1", "mariadb -h $S -u app -psecret -e 'FLUSH LOGS; SELECT 1'", "exec test -e /var/lib/mysql/slow.log"},
+		operate: []string{"exec mariadb -u app -psecret -e 'SHOW PROCESSLIST'"},
+	},
 	{name: "nginx",
 		recipe: install("nginx-light curl") + "COPY docker-entrypoint.sh /\nCOPY 10-tune.sh /docker-entrypoint.d/\nCOPY default /etc/nginx/sites-available/default\n" +
 			"ENTRYPOINT [\"/docker-entrypoint.sh\"]\nEXPOSE 80\nSTOPSIGNAL SIGQUIT\nHEALTHCHECK --interval=2s CMD curl -fsS -o /dev/null http://127.0.0.1/ || exit 1\nCMD [\"nginx\", \"-g\", \"daemon off;\"]\n",
@@ -90,42 +140,6 @@ echo password_verify('x', password_hash('x', PASSWORD_BCRYPT, ['cost' => 4])) ? 
 		reload:  []string{"signal HUP", "exec rndc reload", "exec rndc reconfig", "exec rndc flush", "exec grep -q example /var/cache/bind/query.log"},
 		operate: []string{"exec rndc status | grep -q running", "exec named-checkconf"},
 	},
-	{name: "mariadb",
-		recipe: install("mariadb-server gosu") + "RUN rm -rf /var/lib/mysql && mkdir /var/lib/mysql && chown mysql:mysql /var/lib/mysql && sed -i 's/^bind-address.*/bind-address=0.0.0.0/' /etc/mysql/mariadb.conf.d/50-server.cnf\nVOLUME /var/lib/mysql\n" + through +
-			"EXPOSE 3306\nHEALTHCHECK --interval=3s CMD mariadb-admin ping -h 127.0.0.1 -u app -psecret --silent\nCMD [\"mariadbd\"]\n",
-		files: map[string]string{"docker-entrypoint.sh": `#!/bin/bash
-set -eo pipefail
-if [ "$(id -u)" = "0" ]; then
-	mkdir -p /run/mysqld
-	chown mysql:mysql /run/mysqld
-	find /var/lib/mysql \! -user mysql -exec chown mysql: '{}' +
-	exec gosu mysql "${BASH_SOURCE[0]}" "$@"
-fi
-if [ ! -d /var/lib/mysql/mysql ]; then
-	mariadb-install-db --datadir=/var/lib/mysql --skip-test-db --auth-root-authentication-method=normal >/dev/null
-	"$@" --skip-networking --socket=/run/mysqld/init.sock &
-	pid=$!
-	for i in {30..0}; do
-		if mariadb --socket=/run/mysqld/init.sock -u root -e 'SELECT 1' &>/dev/null; then
-			break
-		fi
-		sleep 1
-	done
-	mariadb --socket=/run/mysqld/init.sock -u root <<-EOSQL
-		CREATE DATABASE app;
-		CREATE USER 'app'@'%' IDENTIFIED BY 'secret';
-		GRANT ALL ON *.* TO 'app'@'%';
-	EOSQL
-	kill "$pid"
-	wait "$pid"
-fi
-exec "$@"
-`},
-		load:    []string{"mariadb-slap -h $S -u app -psecret --auto-generate-sql --concurrency=4 --number-of-queries=200 --engine=innodb", "mariadb -h $S -u app -psecret app -e 'CREATE TABLE IF NOT EXISTS t (a INT PRIMARY KEY AUTO_INCREMENT, b TEXT, FULLTEXT(b)) ENGINE=InnoDB; INSERT INTO t (b) VALUES (REPEAT(\"x\",1000)); ALTER TABLE t ADD COLUMN IF NOT EXISTS c INT; SELECT SLEEP(0.1), COUNT(*) FROM t; OPTIMIZE TABLE t; CHECK TABLE t'", "mariadb-dump -h $S -u app -psecret app | grep -q Dump"},
-		reload:  []string{"signal HUP", "mariadb -h $S -u app -psecret -e 'FLUSH PRIVILEGES; FLUSH TABLES'"},
-		rotate:  []string{"mariadb -h $S -u app -psecret -e \"SET GLOBAL slow_query_log_file='/var/lib/mysql/slow.log'; SET GLOBAL slow_query_log=1; SET GLOBAL long_query_time=0\"", "exec mv /var/lib/mysql/slow.log /var/lib/mysql/slow.log.1", "mariadb -h $S -u app -psecret -e 'FLUSH LOGS; SELECT 1'", "exec test -e /var/lib/mysql/slow.log"},
-		operate: []string{"exec mariadb -u app -psecret -e 'SHOW PROCESSLIST'"},
-	},
 	{name: "haproxy",
 		recipe: install("haproxy curl") + "COPY haproxy.cfg /etc/haproxy/haproxy.cfg\n" + through + "USER haproxy\nSTOPSIGNAL SIGUSR1\nEXPOSE 8080\nHEALTHCHECK --interval=2s CMD curl -fsS -o /dev/null http://127.0.0.1:8080/ || exit 1\nCMD [\"haproxy\", \"-f\", \"/etc/haproxy/haproxy.cfg\"]\n",
 		files: map[string]string{
@@ -133,13 +147,6 @@ exec "$@"
 			"haproxy.cfg":          "global\n  log stdout format raw local0\n  stats socket /tmp/haproxy.sock mode 600 level admin\ndefaults\n  mode http\n  log global\n  option httplog\n  timeout connect 5s\n  timeout client 5s\n  timeout server 5s\nfrontend f\n  bind :8080\n  http-request return status 200 content-type text/plain string fine if { path / }\n  default_backend b\nbackend b\n  server self 127.0.0.1:8080 check\n  http-request set-path /\n"},
 		load:   []string{"ab -q -k -n 1000 -c 8 http://$S:8080/", "curl -fsS http://$S:8080/other | grep -q fine"},
 		reload: []string{"signal USR2", "sleep 1", "signal HUP"},
-	},
-	{name: "varnish",
-		recipe:  install("varnish curl gcc libc6-dev") + "COPY default.vcl /etc/varnish/\nEXPOSE 8080\nHEALTHCHECK --interval=2s CMD curl -fsS -o /dev/null http://127.0.0.1:8080/ || exit 1\nCMD [\"varnishd\", \"-F\", \"-f\", \"/etc/varnish/default.vcl\", \"-a\", \"http=:8080,HTTP\", \"-s\", \"malloc,32M\"]\n",
-		files:   map[string]string{"default.vcl": "vcl 4.1;\nbackend default none;\nsub vcl_recv { return (synth(200, \"fine\")); }\n"},
-		load:    []string{"ab -q -k -n 1000 -c 8 http://$S:8080/"},
-		reload:  []string{"exec varnishadm vcl.load next /etc/varnish/default.vcl", "exec varnishadm vcl.use next", "exec varnishadm vcl.discard boot"},
-		operate: []string{"exec varnishadm status | grep -q running", "exec varnishadm ban 'req.url ~ /x'"},
 	},
 	{name: "squid",
 		recipe: install("squid squidclient curl") + "COPY squid.conf /etc/squid/squid.conf\n" + through + "VOLUME /var/spool/squid\nEXPOSE 3128\nHEALTHCHECK --interval=3s CMD squidclient -h 127.0.0.1 mgr:info | grep -q HTTP\nCMD [\"-f\", \"/etc/squid/squid.conf\", \"-NYC\"]\n",
@@ -209,7 +216,6 @@ exec "$@"
 		files:  map[string]string{"rsyncd.conf": "[pub]\npath = /srv/pub\n[in]\npath = /srv/in\nread only = no\nuid = nobody\ngid = nogroup\n"},
 		load:   []string{"rsync -az rsync://$S/pub/ /tmp/pub/", "rsync -a --checksum rsync://$S/pub/ /tmp/pub2/; rm -rf /tmp/pub2", "rsync -rt /tmp/pub/doc/rsync rsync://$S/in/"},
 		rotate: []string{"exec mv /var/log/rsyncd.log /var/log/rsyncd.log.1", "rsync rsync://$S/", "exec test -s /var/log/rsyncd.log"},
-		status: "20",
 	},
 	{name: "git",
 		recipe: install("git netcat-openbsd") + "RUN git init -q --bare /srv/repo.git && git -C /srv/repo.git config daemon.receivepack true && cd /tmp && git init -q w && cd w && for i in 1 2 3; do head -c 200000 /dev/urandom | base64 > $i; git add .; git -c user.email=a@b -c user.name=n commit -qm $i; done; git push -q /srv/repo.git HEAD:main && git -C /srv/repo.git symbolic-ref HEAD refs/heads/main && chown -R nobody /srv/repo.git\nVOLUME /srv/repo.git\nUSER nobody\nEXPOSE 9418\nHEALTHCHECK --interval=2s CMD git ls-remote git://127.0.0.1/repo.git | grep -q main\nCMD [\"git\", \"daemon\", \"--export-all\", \"--base-path=/srv\", \"--reuseaddr\", \"--informative-errors\"]\n",
@@ -277,12 +283,6 @@ process.on('SIGTERM', () => { server.close(); server.closeAllConnections && serv
 		reload: []string{"signal USR1", "sleep 3"},
 		status: "any",
 	},
-	{name: "tomcat",
-		recipe: install("tomcat10 openjdk-17-jre-headless curl") + "RUN mkdir /srv/tomcat && cd /srv/tomcat && mkdir logs temp work && cp -rL /etc/tomcat10 conf && cp -rL /var/lib/tomcat10/webapps . && chown -R tomcat .\nENV CATALINA_HOME=/usr/share/tomcat10 CATALINA_BASE=/srv/tomcat JAVA_HOME=/usr/lib/jvm/java-17-openjdk-amd64 CATALINA_OPTS=-Xmx128m\nEXPOSE 8080\nUSER tomcat\nHEALTHCHECK --interval=3s CMD curl -fsS -o /dev/null http://127.0.0.1:8080/index.html || exit 1\nCMD [\"/usr/share/tomcat10/bin/catalina.sh\", \"run\"]\n",
-		load:   []string{"ab -q -k -n 500 -c 8 http://$S:8080/index.html"},
-		reload: []string{"signal QUIT"},
-		status: "143",
-	},
 	{name: "etcd",
 		recipe:  install("etcd-server etcd-client") + "VOLUME /data\nEXPOSE 2379\nENV ETCDCTL_API=3\nHEALTHCHECK --interval=2s CMD [\"etcdctl\", \"endpoint\", \"health\"]\nCMD [\"etcd\", \"--data-dir\", \"/data\", \"--listen-client-urls\", \"http://0.0.0.0:2379\", \"--advertise-client-urls\", \"http://127.0.0.1:2379\"]\n",
 		load:    []string{"for i in $(seq 20); do curl -fsS -d '{\"key\":\"Zm9v\",\"value\":\"YmFy\"}' http://$S:2379/v3/kv/put; done; curl -fsS -d '{\"key\":\"Zm9v\"}' http://$S:2379/v3/kv/range | grep -q YmFy", "curl -fsS http://$S:2379/metrics | grep -q etcd"},
@@ -334,12 +334,5 @@ process.on('SIGTERM', () => { server.close(); server.closeAllConnections && serv
 		load:   []string{"for i in 1 2 3; do curl -fsS ftp://up:secret@$S/file | grep -q hello; done", "curl -fsS -T /etc/passwd ftp://up:secret@$S/s$(date +%N)", "! curl -fsS ftp://up:wrong@$S/"},
 		reload: []string{"signal HUP", "sleep 1"},
 		rotate: []string{"exec mv /var/log/proftpd/xferlog /var/log/proftpd/xferlog.1", "signal HUP", "curl -fsS ftp://up:secret@$S/file", "exec test -s /var/log/proftpd/xferlog"},
-	},
-	{name: "cron",
-		recipe: install("cron") + "COPY tick /etc/cron.d/tick\nRUN chmod 644 /etc/cron.d/tick && mkdir /var/ticks\nVOLUME /var/ticks\nHEALTHCHECK --interval=2s CMD test -e /run/crond.pid\nCMD [\"cron\", \"-f\"]\n",
-		files:  map[string]string{"tick": "PATH=/usr/bin:/bin\n* * * * * root date >> /var/ticks/log && gzip -kf /var/ticks/log\n"},
-		load:   []string{"true"},
-		rotate: []string{"exec for i in $(seq 65); do test -s /var/ticks/log.gz && exit 0; sleep 1; done; exit 1"},
-		status: "any",
 	},
 }

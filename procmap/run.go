@@ -455,6 +455,8 @@ func (b *builder) helpers(o *object, f io.ReaderAt, p *elfstrings.Program, r *ru
 		for _, s := range p.State {
 			b.stateOf(o, s)
 		}
+		// What the configuration names there is its own too: monit's and others'.
+		b.stateOf(o, "/var/lib/"+path.Base(o.path))
 	}
 	if !p.Starts() || r.helper >= maxHelperSteps {
 		return
