@@ -54,7 +54,7 @@ func Plain(in Input) (*specs.LinuxSeccomp, error) {
 	}
 	var all []plan.Syscall
 	for _, c := range slices.Concat(in.Allow, RuntimeNeeds(in.RuncVersion, in.NoNewPrivileges), []plan.Syscall{{Name: "execve"}}) {
-		c.Phase = record.Serving
+		c.Phase, c.UntilLoop = record.Serving, false
 		all = append(all, c)
 	}
 	in.Allow = all

@@ -44,8 +44,38 @@ type Diff struct {
 // item is one thing that a plan allows, and how far.
 type item struct {
 	how     string
-	rank    int // the higher the wider; equal ranks with another how are neither
+	rank    int // the higher the wider
 	origins []record.Origin
+	args    []Arg // what a call's arguments are held to
+}
+
+// against tells what a change of an entry's how does.
+func (i item) against(was item) Effect {
+	wider := i.rank > was.rank || !within(i.args, was.args)
+	narrower := i.rank < was.rank || !within(was.args, i.args)
+	switch {
+	case wider && !narrower:
+		return Widens
+	case narrower && !wider:
+		return Narrows
+	}
+	return Changes
+}
+
+// within tells whether arguments that a allows are allowed by b, too.
+func within(a, b []Arg) bool {
+	for _, held := range b {
+		if !held.Proved() {
+			continue
+		}
+		i := slices.IndexFunc(a, func(x Arg) bool { return x.Index == held.Index && x.Proved() })
+		if i < 0 || slices.ContainsFunc(a[i].Values, func(v ArgValue) bool {
+			return !slices.ContainsFunc(held.Values, func(w ArgValue) bool { return w.Value == v.Value })
+		}) {
+			return false
+		}
+	}
+	return true
 }
 
 type items map[string]item
@@ -72,14 +102,12 @@ func Compare(older, newer *Plan) Diff {
 				continue
 			case !had && k == writable && older.covers(what, is), !has && k == writable && newer.covers(what, was):
 				continue // it lies in another tree that is as writable
-			case !had || has && is.rank > was.rank:
+			case !had:
 				c.Effect = Widens
 			case !has:
 				c.Effect, c.Origins = Narrows, was.origins
-			case is.rank < was.rank:
-				c.Effect = Narrows
 			default:
-				c.Effect = Changes
+				c.Effect = is.against(was)
 			}
 			if c.Origins == nil {
 				c.Origins = []record.Origin{}
@@ -138,19 +166,19 @@ func (p *Plan) items() map[string]items {
 		if e.Identity != "" && e.Identity != record.Application {
 			what += fmt.Sprintf(" (%s)", e.Identity)
 		}
-		all[program].put(what, item{how, reach(e.Phase), e.Origins})
+		all[program].put(what, item{how: how, rank: reach(e.Phase), origins: e.Origins})
 	}
 	for _, e := range p.Storage.Writable {
 		all[writable].put(e.Path, e.item())
 	}
 	for _, l := range p.Network.Listen {
-		all[port].put(l.String(), item{"listen", 1, l.Origins})
+		all[port].put(l.String(), item{how: "listen", rank: 1, origins: l.Origins})
 	}
 	for _, c := range p.Network.Connect {
-		all[peer].put(c.String(), item{"connect", 1, c.Origins})
+		all[peer].put(c.String(), item{how: "connect", rank: 1, origins: c.Origins})
 	}
 	for _, c := range p.Capabilities {
-		all[capability].put(c.Name, item{"kept", 1, c.Origins})
+		all[capability].put(c.Name, item{how: "kept", rank: 1, origins: c.Origins})
 	}
 	return all
 }
@@ -166,9 +194,16 @@ func reach(f record.Phase) int {
 // item: a call that a process loses in its loop lasts longer than one of the
 // start alone.
 func (c Syscall) item() item {
-	i := item{string(cmp.Or(c.Phase, record.Serving)), reach(c.Phase), c.Origins}
+	i := item{how: string(cmp.Or(c.Phase, record.Serving)), rank: reach(c.Phase), origins: c.Origins, args: c.Args}
 	if c.UntilLoop {
 		i.how, i.rank = i.how+", until its loop", i.rank-1
+	}
+	for _, a := range c.Args {
+		if a.Proved() {
+			words := a.words()
+			slices.Sort(words)
+			i.how += fmt.Sprintf(", argument %d one of %s", a.Index+1, strings.Join(words, " "))
+		}
 	}
 	return i
 }
@@ -199,7 +234,7 @@ func (p *Plan) guards() items {
 }
 
 func (e Writable) item() item {
-	i := item{string(cmp.Or(e.Phase, record.Serving)), reach(e.Phase), e.Origins}
+	i := item{how: string(cmp.Or(e.Phase, record.Serving)), rank: reach(e.Phase), origins: e.Origins}
 	if e.Exec {
 		i.how, i.rank = i.how+", executable", i.rank+executable
 	}

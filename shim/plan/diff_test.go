@@ -35,6 +35,11 @@ func TestCompare(t *testing.T) {
 		{"one of the start that becomes one of the whole life", func(p *Plan) { set(t, p, "setuid").Phase = record.Serving }, "widens system call setuid [starting>serving]"},
 		{"one that a process loses in its loop", func(p *Plan) { set(t, p, "bind").UntilLoop = true }, "narrows system call bind [serving>serving, until its loop]"},
 		{"one that lasts until the loop is more than one of the start", func(p *Plan) { c := set(t, p, "setuid"); c.Phase, c.UntilLoop = record.Serving, true }, "widens system call setuid [starting>serving, until its loop]"},
+		{"another value of an argument", func(p *Plan) { set(t, p, "fcntl").Args = held(1, 1, 2, 3) }, "widens system call fcntl [serving, argument 2 one of 0x1 0x2>serving, argument 2 one of 0x1 0x2 0x3]"},
+		{"other values", func(p *Plan) { set(t, p, "fcntl").Args = held(1, 2, 3) }, "changes system call fcntl [serving, argument 2 one of 0x1 0x2>serving, argument 2 one of 0x2 0x3]"},
+		{"an argument that is held no more", func(p *Plan) { set(t, p, "fcntl").Args = nil }, "widens system call fcntl [serving, argument 2 one of 0x1 0x2>serving]"},
+		{"the same, though not for as long", func(p *Plan) { c := set(t, p, "fcntl"); c.Args, c.Phase = nil, record.Starting }, "changes system call fcntl [serving, argument 2 one of 0x1 0x2>starting]"},
+		{"the order of values is no difference", func(p *Plan) { set(t, p, "fcntl").Args = held(1, 2, 1) }, ""},
 		{"a list that is as wide as the engine's", func(p *Plan) { p.Syscalls.Widened = true }, "widens guard system calls [those listed>all that the engine's profile allows]"},
 		{"a program more", func(p *Plan) { p.Processes = append(p.Processes, Process{Path: "/bin/nc", Phase: record.Starting}) }, "widens program /bin/nc [>starting]"},
 		{"a program that only the health check ran", func(p *Plan) { p.Processes[2].Identity = record.Application }, "widens program /usr/lib/postgresql/15/bin/pg_isready [>serving]; narrows program /usr/lib/postgresql/15/bin/pg_isready (healthcheck) [serving>]"},
@@ -56,6 +61,9 @@ func TestCompare(t *testing.T) {
 		{"another machine is neither", func(p *Plan) { p.Syscalls.Architecture = "arm64" }, "changes guard architecture [amd64>arm64]"},
 	} {
 		old, new := database(), database()
+		for _, p := range []*Plan{old, new} {
+			set(t, p, "fcntl").Args = held(1, 1, 2)
+		}
 		row.change(new)
 		if got := strings.Join(said(Compare(old, new)), "; "); got != row.want {
 			t.Errorf("%s: %s, want %s", row.claim, got, row.want)
@@ -74,6 +82,14 @@ func TestCompare(t *testing.T) {
 			}
 		}
 	}
+}
+
+func held(index uint8, values ...uint32) []Arg {
+	a := Arg{Index: index}
+	for _, v := range values {
+		a.Values = append(a.Values, ArgValue{Value: v})
+	}
+	return []Arg{a}
 }
 
 func set(t *testing.T, p *Plan, name string) *Syscall {

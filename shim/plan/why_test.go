@@ -50,7 +50,7 @@ func TestReasonsText(t *testing.T) {
 		{Call: "socket", Allowed: true, Phase: record.Starting, Because: []string{"only programs that run before the container serves make it"}, Origins: from(record.FromFile, "/usr/bin/gzip+0x1000", ""), Ways: []Way{way}},
 		{Call: "bpf", Because: []string{"no code that can run reaches it"}},
 		{Call: "read", Allowed: true, Phase: record.Serving, Origins: from(record.FromRuntime, "runc", "its own"), Ways: []Way{{Program: "/a", Phase: record.Serving, Start: "the kernel"}}},
-		{Call: "setuid", Allowed: true, Phase: record.Serving, UntilLoop: true},
+		{Call: "setuid", Allowed: true, Phase: record.Serving, UntilLoop: true, Args: held(0, 7, 8)},
 	} {
 		if err := r.Text(&b); err != nil {
 			t.Fatal(err)
