@@ -547,7 +547,12 @@ func (w *Worker) begin(l *listener) {
 		if errors.Is(err, os.ErrDeadlineExceeded) { // this worker leaves: the next one goes on
 			return
 		}
-		if err != nil && !errors.Is(err, os.ErrClosed) {
+		// Of a container that is gone the file was closed while it was read, for
+		// which package os has an error of its own.
+		c.mu.Lock()
+		gone := c.gone
+		c.mu.Unlock()
+		if err != nil && !gone && !errors.Is(err, os.ErrClosed) {
 			w.report(c, record.Event{Dimension: record.Supervision, Action: "refuse", Object: "notifications", Verdict: record.Denied, Mechanism: "seccomp",
 				Reason: fmt.Sprintf("notifications cannot be read; what is notified is refused from now on: %v", err), Remedy: "restart the container"})
 		}
