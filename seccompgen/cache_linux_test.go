@@ -179,7 +179,7 @@ func TestCacheForgetsWhatWasNotReadForLongest(t *testing.T) {
 
 // Several processes write, read, evict and damage the same entries at once.
 func TestCacheOfSeveralProcesses(t *testing.T) {
-	const env = "DECLARUN_TEST_CACHE"
+	const env = "DECLARUN_TEST_ENTRIES"
 	if dir := os.Getenv(env); dir != "" {
 		hammer(t, dir)
 		return
