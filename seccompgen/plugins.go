@@ -5,6 +5,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/declarun/declarun/shim/rootfs"
 )
 
 func set(names ...string) map[string]bool {
@@ -179,6 +181,9 @@ func (l *loader) below(dir string, depth int, add func(string)) {
 	entries, ok := l.r.dir(dir)
 	if !ok {
 		return
+	}
+	if len(entries) >= rootfs.MaxEntries { // there are more
+		l.opened = max(l.opened, maxPlugins+1)
 	}
 	for _, e := range entries {
 		p := path.Join(dir, e.Name())

@@ -42,6 +42,8 @@ func TestMain(m *testing.M) {
 				exit(err)
 			}
 			exit(throughOpenat2(strings.TrimPrefix(what, "__openat2=")))
+		case what == "__nested":
+			exit(nested())
 		case strings.HasPrefix(what, "__"):
 			if err := confineChild(); err != nil {
 				exit(err)
@@ -166,6 +168,36 @@ func TestAnalyserChangesNoFileThroughOpenat2(t *testing.T) {
 	if b, err := os.ReadFile(target); err != nil || string(b) != "as it was" {
 		t.Errorf("it changed a file: %q, %v", b, err)
 	}
+}
+
+// Where somebody else's listener is around the process, the kernel gives it no
+// other: then it is the kernel that ends it.
+func TestAnalyserWithoutListenerIsEndedByTheKernel(t *testing.T) {
+	p := pool(t, "__nested", "")
+	_, err := p.analyse(context.Background(), openRoot(t, t.TempDir()), &declared.Declared{})
+	var e *AnalysisError
+	if !errors.As(err, &e) || !strings.Contains(e.Text, "was ended by the kernel") || e.Remedy() == "" {
+		t.Fatalf("%v", err)
+	}
+}
+
+func nested() error {
+	polled, err := poller()
+	if err != nil {
+		return err
+	}
+	around := childRules(os.Getpid(), polled)
+	for _, name := range []string{"seccomp", "prctl", "prlimit64", "socket"} {
+		around = append(around, confine.Rule{Name: name})
+	}
+	if _, err := confine.Install(around); err != nil {
+		return err
+	}
+	if err := confineChild(); err != nil {
+		return err
+	}
+	_, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+	return errors.Join(errDone, err)
 }
 
 func throughOpenat2(dir string) error {

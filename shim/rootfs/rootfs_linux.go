@@ -257,11 +257,14 @@ func (r *Root) stat(name string, flags uint64) (string, unix.Stat_t, error) {
 	return r.pathOf(fd, name), st, nil
 }
 
-// ReadDir lists a directory, at most limit entries (0 means 100,000) in directory
+// MaxEntries is how many entries of a directory are listed at most.
+const MaxEntries = 100_000
+
+// ReadDir lists a directory, at most limit entries (0 means MaxEntries) in directory
 // order. Names and types only: the entries' Info must not be called, Lstat is there for that.
 func (r *Root) ReadDir(name string, limit int) ([]fs.DirEntry, error) {
 	if limit <= 0 {
-		limit = 100_000
+		limit = MaxEntries
 	}
 	fd, err := r.openPath(name, unix.O_DIRECTORY)
 	if err != nil {
