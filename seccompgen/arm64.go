@@ -112,6 +112,9 @@ func (arm64) sweepFunc(b *builder, fi int32, r elfread.Range) {
 	var bases []uint64
 	for p := 0; p+4 <= len(code); p += 4 {
 		pc := r.Lo + uint64(p)
+		if p&0xfffff == 0 && b.ctx.Err() != nil {
+			return
+		}
 		if !a64.Decode(binary.LittleEndian.Uint32(code[p:]), &in) {
 			if !b.exact[fi] {
 				// Data between functions, or after one: what follows the last
@@ -232,7 +235,7 @@ type holding struct {
 // Bounds on following values: instructions per value, and per file as a
 // multiple of its own.
 const (
-	maxFollow  = 100_000
+	maxFollow  = 300_000
 	followWork = 200
 )
 
@@ -247,6 +250,17 @@ func (b *builder) continued(pc uint64, reg uint8) bool {
 	return false
 }
 
+// followLimit bounds the work on one file.
+func (b *builder) followLimit() int {
+	if b.followMax == 0 {
+		b.followMax = 1_000_000
+		for _, r := range b.f.Exec {
+			b.followMax += int((r.Hi-r.Lo)/4) * followWork
+		}
+	}
+	return b.followMax
+}
+
 // follow goes on from the instruction at pc, which leaves val in reg, along
 // every path for as long as the register holds it, and notes what addresses of
 // code and which slots of the offset table are made from it.
@@ -255,14 +269,8 @@ func (b *builder) continued(pc uint64, reg uint8) bool {
 // there. One that is stored elsewhere, or that nothing is seen to be made of, may
 // be completed anywhere: then everything in it counts.
 func (b *builder) follow(fi int32, r elfread.Range, pc uint64, reg uint8, val uint64, page bool) {
-	if reg > 30 {
+	if reg > 30 || page && !b.worthKeeping(val) {
 		return
-	}
-	if b.followMax == 0 {
-		b.followMax = 1_000_000
-		for _, r := range b.f.Exec {
-			b.followMax += int((r.Hi-r.Lo)/4) * followWork
-		}
 	}
 	todo := []holding{{pc + 4, reg, val}}
 	var seen map[holding]bool
@@ -292,7 +300,7 @@ func (b *builder) follow(fi int32, r elfread.Range, pc uint64, reg uint8, val ui
 		for {
 			steps++
 			b.followed++
-			if steps > maxFollow || b.followed > b.followMax {
+			if steps > maxFollow || b.followed > b.followLimit() || steps&0xffff == 0 && b.ctx.Err() != nil {
 				escaped = true
 				todo = nil
 				break
@@ -332,7 +340,7 @@ func (b *builder) follow(fi int32, r elfread.Range, pc uint64, reg uint8, val ui
 				reads = in.Base == h.reg
 				if page && h.val == val && !in.Vector && (in.Rd == h.reg || in.Pair && in.R2 == h.reg) {
 					switch {
-					case spilled || !b.worthKeeping(val):
+					case spilled:
 					case in.Base == a64.SP || in.Base == armFrame:
 						spilled = true
 						b.reloads(r, func(pc uint64, reg uint8) { push(holding{pc, reg, val}) })
@@ -384,7 +392,10 @@ func (b *builder) follow(fi int32, r elfread.Range, pc uint64, reg uint8, val ui
 				push(holding{in.Target(h.pc), h.reg, h.val})
 				break path
 			case a64.JmpInd:
-				for _, t := range b.mayJump(r, h.pc, in.Rn) {
+				to := b.mayJump(r, h.pc, in.Rn)
+				steps += len(to)
+				b.followed += len(to)
+				for _, t := range to {
 					push(holding{t, h.reg, h.val})
 				}
 				break path
@@ -392,12 +403,13 @@ func (b *builder) follow(fi int32, r elfread.Range, pc uint64, reg uint8, val ui
 			h.pc += 4
 		}
 	}
-	if !used || escaped {
+	if escaped || !used && !spilled {
 		b.escapes(fi, val)
 	}
 }
 
-// worthKeeping tells whether anything of interest can be made from a page.
+// worthKeeping tells whether anything of interest can be made from a page: an
+// address of code, or a load from the offset table.
 func (b *builder) worthKeeping(page uint64) bool {
 	return b.nearSlots(page) || b.f.IsCode(page) || b.f.IsCode(page+4095)
 }
@@ -460,8 +472,8 @@ func (b *builder) sortedSlots() []uint64 {
 // is a function that takes a call number, and code made without a procedure
 // linkage table calls it there and then, its calls are as good as direct ones.
 func (b *builder) loadsSlot(fi int32, r elfread.Range, pc uint64, reg uint8, a uint64) {
-	sym, ok := b.slots[a]
-	if !ok || sym == "" {
+	sym := b.slots[a]
+	if _, ok := slices.BinarySearch(b.sortedSlots(), a); !ok || sym == "" {
 		return
 	}
 	if len(b.known[sym]) > 0 {

@@ -93,32 +93,94 @@ func (b *builder) definition(r elfread.Range, pc uint64, reg uint8, in *a64.Inst
 	return 0, false
 }
 
-// only finds the single instruction of a function that sets reg, restoring it
-// from the stack apart.
-func (b *builder) only(r elfread.Range, reg uint8, out *a64.Inst) (uint64, bool) {
-	var in a64.Inst
-	at := uint64(0)
-	if r.Hi-r.Lo > 1<<16 {
+// Bounds on looking for the one definition that reaches a jump.
+const (
+	maxReachSize  = 1 << 20
+	maxReachSteps = 50_000
+)
+
+// reaching finds the one instruction that leaves in reg what it holds before
+// pc, whatever way was taken, as far as that is known before the switches of
+// the function are.
+func (b *builder) reaching(r elfread.Range, pc uint64, reg uint8, out *a64.Inst) (uint64, bool) {
+	if reg > 30 || r.Hi-r.Lo > maxReachSize {
 		return 0, false
 	}
-	for pc := r.Lo; pc+4 <= r.Hi; pc += 4 {
-		if !fetch(b.f, pc, &in) || in.Writes()>>reg&1 == 0 || in.Class == a64.Load && in.Base == a64.SP {
-			continue
+	sources := b.branchSources(r)
+	work := []uint64{pc}
+	seen := map[uint64]bool{pc: true}
+	found := uint64(0)
+	var in a64.Inst
+	// before handles the instruction at a, from which control comes.
+	before := func(a uint64) bool {
+		if !fetch(b.f, a, &in) {
+			return false
 		}
-		if at != 0 {
+		if (in.Class == a64.Call || in.Class == a64.CallInd) && armClobberC>>reg&1 != 0 {
+			return false
+		}
+		if in.Writes()>>reg&1 == 0 {
+			if !seen[a] {
+				seen[a] = true
+				work = append(work, a)
+			}
+			return true
+		}
+		if found != 0 && found != a {
+			return false
+		}
+		found, *out = a, in
+		return true
+	}
+	for n := 0; len(work) > 0; n++ {
+		a := work[len(work)-1]
+		work = work[:len(work)-1]
+		if b.followed++; n > maxReachSteps || a == r.Lo || b.followed > b.followLimit() {
 			return 0, false
 		}
-		at, *out = pc, in
+		for _, s := range sources[a] {
+			if !before(s) {
+				return 0, false
+			}
+		}
+		if !fetch(b.f, a-4, &in) {
+			return 0, false
+		}
+		switch in.Class {
+		case a64.Jmp, a64.JmpInd, a64.Ret, a64.Trap:
+			continue
+		}
+		if !before(a - 4) {
+			return 0, false
+		}
 	}
-	return at, at != 0
+	return found, found != 0
+}
+
+// branchSources gives, for the places of a function that are branched to, from where.
+func (b *builder) branchSources(r elfread.Range) map[uint64][]uint64 {
+	if m, ok := b.sources[r.Lo]; ok {
+		return m
+	}
+	m := map[uint64][]uint64{}
+	var in a64.Inst
+	for pc := r.Lo; pc+4 <= r.Hi; pc += 4 {
+		if fetch(b.f, pc, &in) && (in.Class == a64.Jmp || in.Class == a64.Jcc) {
+			if t := in.Target(pc); t >= r.Lo && t < r.Hi {
+				m[t] = append(m[t], pc)
+			}
+		}
+	}
+	b.sources = map[uint64]map[uint64][]uint64{r.Lo: m} // the last is enough
+	return m
 }
 
 // address gives the address that reg holds before pc, and where it was made.
 func (b *builder) address(r elfread.Range, pc uint64, reg uint8) (uint64, uint64, bool) {
 	var in, page a64.Inst
 	at, ok := b.definition(r, pc, reg, &in)
-	if !ok && reg >= 19 && reg <= 28 {
-		at, ok = b.only(r, reg, &in)
+	if !ok {
+		at, ok = b.reaching(r, pc, reg, &in)
 	}
 	for range 2 {
 		if !ok || in.Class != a64.Mov || in.Size != 8 {
@@ -135,8 +197,8 @@ func (b *builder) address(r elfread.Range, pc uint64, reg uint8) (uint64, uint64
 		return in.Target(at), at, true
 	case a64.AddImm:
 		where, ok := b.definition(r, at, in.Rn, &page)
-		if !ok && in.Rn >= 19 && in.Rn <= 28 && in.Rn != in.Rd {
-			where, ok = b.only(r, in.Rn, &page)
+		if !ok {
+			where, ok = b.reaching(r, at, in.Rn, &page)
 		}
 		if ok && page.Class == a64.Page {
 			return page.Page(where) + uint64(in.Imm), 0, true
@@ -221,11 +283,22 @@ func (b *builder) mayJump(r elfread.Range, pc uint64, reg uint8) []uint64 {
 	if j, ok := b.jumpTable(r, pc, reg); ok {
 		return j.targets(b.f, r)
 	}
-	var out []uint64
 	var in a64.Inst
 	if _, ok := b.definition(r, pc, reg, &in); ok && in.Class != a64.Add && in.Class != a64.Sub && (in.Class != a64.Load || in.Index == a64.None) {
 		return nil // a call
 	}
+	out, ok := b.tails[r.Lo]
+	if !ok {
+		out = b.afterEnds(r)
+		b.tails[r.Lo] = out
+	}
+	return out
+}
+
+// afterEnds lists the places of a function that follow the end of a path.
+func (b *builder) afterEnds(r elfread.Range) []uint64 {
+	var out []uint64
+	var in a64.Inst
 	ends := false
 	for a := r.Lo; a+4 <= r.Hi && len(out) < maxEntries; a += 4 {
 		if ends {

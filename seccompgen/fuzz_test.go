@@ -34,6 +34,20 @@ func FuzzELF(f *testing.F) {
 	f.Add(tiny([]byte{0xb8, 60, 0, 0, 0, 0xeb, 0xf9, 0x0f, 0x05}, elf.EM_X86_64, 0xfffffffffffff000, 1<<63))
 	f.Add(tiny([]byte{0xe8, 0xfb, 0xff, 0xff, 0xff, 0x50, 0x0f, 0x05}, elf.EM_X86_64, 0, 4<<30))
 	f.Add(tiny([]byte{0xff, 0x24, 0xc5, 0x78, 0, 0x40, 0, 0x0f, 0x05}, elf.EM_X86_64, 0x400000, 4096))
+	for _, words := range [][]uint32{
+		{0xd2800ba8, 0xd4000001, 0},                                              // mov x8, #93; svc
+		{0x90000000, 0xf9400000, 0x91010000, 0xd63f0000, 0xd61f0000},             // adrp, ldr, add, blr, br
+		{0x10000060, 0x38616801, 0x8b218800, 0xd61f0000, 0xd4000001},             // a switch with a table of bytes
+		{0xa9be7bfd, 0x910003fd, 0xb9001fe0, 0xb9401fe8, 0xd4000001, 0x17fffffb}, // a number on the stack, in a loop
+		{0x90000013, 0x34ffffe0, 0xf90003f3, 0xf94003f3, 0x54ffffa0, 0xd61f0260}, // a page on the stack, in loops
+	} {
+		var code []byte
+		for _, w := range words {
+			code = binary.LittleEndian.AppendUint32(code, w)
+		}
+		f.Add(tiny(code, elf.EM_AARCH64, 0x400000, 4096))
+		f.Add(tiny(code, elf.EM_AARCH64, 0xfffffffffffff000, 1<<63))
+	}
 	f.Add([]byte("\x7fELF"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if len(data) > 1<<16 {

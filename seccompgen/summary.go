@@ -118,6 +118,8 @@ type builder struct {
 	followed  int      // work that went into following values, and its bound
 	followMax int
 	goFuncs   []elfread.GoFunc
+	sources   map[uint64]map[uint64][]uint64 // of branches, by function
+	tails     map[uint64][]uint64            // places that follow the end of a path, by function
 	bodies    map[int32]*body
 	pages     []int32 // index from address to function
 	base      uint64
@@ -174,6 +176,7 @@ func newBuilder(ctx context.Context, f *elfread.File, known map[string][]locatio
 		inData:    map[int32]bool{},
 		m:         machines[f.Machine],
 		codes:     map[int32]code{},
+		tails:     map[uint64][]uint64{},
 		bodies:    map[int32]*body{},
 		fixed:     f.Type == elf.ET_EXEC,
 		data:      -1,
