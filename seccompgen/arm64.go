@@ -313,6 +313,9 @@ func (b *builder) follow(fi int32, r elfread.Range, pc uint64, reg uint8, val ui
 			case a64.AddImm:
 				if in.Rn == h.reg && in.Size == 8 {
 					reads = true
+					if !page || h.val&0xfff != 0 {
+						break // whole already: what is counted on from there is no address of code
+					}
 					to := h.val + uint64(in.Imm)
 					b.take(fi, to)
 					if in.Rd <= 30 && (b.f.IsCode(to) || b.nearSlots(to)) {
@@ -411,7 +414,12 @@ func (b *builder) follow(fi int32, r elfread.Range, pc uint64, reg uint8, val ui
 // worthKeeping tells whether anything of interest can be made from a page: an
 // address of code, or a load from the offset table.
 func (b *builder) worthKeeping(page uint64) bool {
-	return b.nearSlots(page) || b.f.IsCode(page) || b.f.IsCode(page+4095)
+	for _, r := range b.f.Exec {
+		if r.Lo < page+4096 && r.Hi > page {
+			return true
+		}
+	}
+	return b.nearSlots(page)
 }
 
 // reloads yields every place of a function, and of the parts that it jumps to,
