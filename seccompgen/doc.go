@@ -18,6 +18,11 @@
 // system calls are found by their bytes. That can allow more than the whole
 // analysis would, never less.
 //
+// Files of x86-64 and AArch64 are analysed (machine.go); all of a container's
+// programs must be for one of them. Of AArch64, every pointer in data counts as
+// soon as its file is loaded, arguments of calls are not followed, nothing is
+// told apart by phase, and no library is large enough to be taken as a whole.
+//
 // # Guarantees
 //
 // A call that reachable code makes with a number the analysis can prove is in
@@ -43,10 +48,13 @@
 //   - A stack slot changed through a pointer that was made from an address
 //     outside the range that the slot's neighbourhood suggests: compilers keep
 //     spilled values apart from variables whose address is taken.
+//   - Of AArch64, an address of code whose two halves come together in different
+//     functions, unless one jumps to the other.
 //
 // # Sources
 //
-// System V ABI for AMD64 (calling convention, what calls preserve), ld.so(8) and
+// System V ABI for AMD64 and AAPCS64 (calling convention, what calls preserve),
+// ELF for the Arm 64-bit Architecture (linkage table, relocations), ld.so(8) and
 // musl's dynlink.c for where libraries are found, Go's internal ABI
 // specification for arguments in registers, glibc's and musl's sources for the
 // functions named in benign.go.
