@@ -111,6 +111,9 @@ func run(ctx context.Context, words []string) error {
 	if len(words) > 1 && words[0] == "row" {
 		return b.one(ctx, strings.Join(words[1:], " "))
 	}
+	if len(words) == 2 && words[0] == "why" {
+		return b.why(ctx, words[1])
+	}
 	var r report
 	var failed error
 	for _, p := range parts {
@@ -148,4 +151,35 @@ func (b *bench) one(ctx context.Context, line string) error {
 		fmt.Println(f)
 	}
 	return nil
+}
+
+// why prints where the calls come from that a server may make and was not seen
+// to make: what there is to gain.
+func (b *bench) why(ctx context.Context, name string) error {
+	for _, s := range six {
+		if s.name != name {
+			continue
+		}
+		m, err := s.measure(ctx, b.cache)
+		if err != nil {
+			return err
+		}
+		fmt.Printf("%s: %d proved, %d seen\n", s.name, len(m.calls), len(m.seen))
+		for _, c := range m.calls {
+			if m.seen[c.Name] != "" {
+				continue
+			}
+			var at []string
+			for _, o := range c.Origins {
+				at = append(at, o.At)
+			}
+			until := ""
+			if !serving(c) {
+				until = " (not while it serves)"
+			}
+			fmt.Printf("  %-18s%s %s\n", c.Name, until, strings.Join(at, " | "))
+		}
+		return nil
+	}
+	return fmt.Errorf("no server %q", name)
 }
