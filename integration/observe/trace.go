@@ -110,7 +110,8 @@ func (t *Trace) line(procs map[int]*process, early map[int][]string, pid int, te
 	name := ""
 	if m := callOf.FindStringSubmatch(text); m != nil {
 		name = m[1]
-		if p.program != "" {
+		// strace prints a negative number for a process that is killed: no call.
+		if p.program != "" && !strings.HasPrefix(name, "syscall_0xfffffff") {
 			t.add(p.program, name, text)
 		}
 		if m := execOf.FindStringSubmatch(text); m != nil {

@@ -54,6 +54,11 @@ func TestTraceBelongsToPrograms(t *testing.T) {
 10 pause( <unfinished ...>
 10 restart_syscall(<... resuming interrupted nanosleep ...>) = 0
 `, map[string]string{"/bin/sh": "pause restart_syscall"}},
+		"what strace prints of a process that is killed is no call": {`
+10 execve("/bin/sh", ["sh"], 0x1) = 0
+10 syscall_0xfffffffffffffffe(0x1, 0x9 <unfinished ...>
+10 brk(NULL) = 0x1
+`, map[string]string{"/bin/sh": "brk"}},
 		"an execution whose path could not be read is of no known program": {`
 10 execve("/bin/sh", ["sh"], 0x1) = 0
 10 execve(0x5574, 0x7ffe, 0x7ffe) = 0

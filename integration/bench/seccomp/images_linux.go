@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -137,18 +138,63 @@ func planned(ctx context.Context, in *engine.Install, root, config string) (*pla
 	return p, err
 }
 
-// planOnce runs it and gives the largest resident set, in KiB.
+// planOnce runs it and gives the largest resident set of it or one of its
+// children, in KiB: the analyser is one.
 func planOnce(cmd *exec.Cmd) (*plan.Plan, int64, error) {
-	out, err := cmd.Output()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		err = fmt.Errorf("%w: %s", err, exit.Stderr)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Start(); err != nil {
+		return nil, 0, err
 	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	peak := int64(0)
+	for {
+		select {
+		case err := <-ended:
+			if err != nil {
+				return nil, 0, fmt.Errorf("declarun plan: %w: %s", err, stderr.String())
+			}
+			p := new(plan.Plan)
+			return p, peak, json.Unmarshal(stdout.Bytes(), p)
+		case <-time.After(10 * time.Millisecond):
+			peak = max(peak, resident(cmd.Process.Pid, 0))
+		}
+	}
+}
+
+// resident is the largest VmHWM of a process and what is below it. It only
+// grows in a process, so that the last look is what counts.
+func resident(pid, depth int) int64 {
+	most := int64(0)
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil || depth > 4 {
+		return 0
+	}
+	for line := range strings.Lines(string(status)) {
+		if v, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			if _, err := fmt.Sscan(v, &most); err != nil {
+				return 0
+			}
+		}
+	}
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
 	if err != nil {
-		return nil, 0, fmt.Errorf("declarun plan: %w", err)
+		return most
 	}
-	p := new(plan.Plan)
-	return p, largest(cmd.ProcessState), json.Unmarshal(out, p)
+	for _, t := range tasks {
+		raw, err := os.ReadFile(t)
+		if err != nil {
+			continue
+		}
+		for child := range strings.FieldsSeq(string(raw)) {
+			n := 0
+			if _, err := fmt.Sscan(child, &n); err == nil {
+				most = max(most, resident(n, depth+1))
+			}
+		}
+	}
+	return most
 }
 
 func measureImages(ctx context.Context, _ *bench, r *report) error {
