@@ -84,6 +84,12 @@ func (f facts) syscalls() plan.Syscalls {
 	s.Unresolved = append(s.Unresolved, f.calls.Unresolved...)
 	// A command that cannot be known makes calls that cannot be known.
 	s.Widened = len(s.Unresolved) > 0 || f.closure.WideStarting
+	for i := range s.Allow {
+		s.Allow[i].UntilLoop = s.Allow[i].UntilLoop && !s.Widened
+		if s.Allow[i].UntilLoop {
+			s.Loops = f.calls.Loops
+		}
+	}
 	return s
 }
 

@@ -140,3 +140,26 @@ func TestUnrunnable(t *testing.T) {
 		t.Errorf("a bundle's mounts are taken at their word: %v", err)
 	}
 }
+
+// What a program needs until its loop goes with the loops that prove it, and
+// with a list that is known.
+func TestUntilLoop(t *testing.T) {
+	with := func(change func(*facts)) plan.Syscalls {
+		f := database()
+		f.calls.Calls[4].UntilLoop = true
+		f.calls.Loops = []plan.Loop{{File: "/usr/sbin/db", Returns: []uint64{0x1234}}}
+		change(&f)
+		return f.syscalls()
+	}
+	if s := with(func(*facts) {}); len(s.Loops) != 1 || !slices.ContainsFunc(s.Allow, func(c plan.Syscall) bool { return c.Name == "read" && c.UntilLoop }) {
+		t.Errorf("%+v", s)
+	}
+	for claim, change := range map[string]func(*facts){
+		"a call whose number is not known widens the list": func(f *facts) { f.calls.Unresolved = []plan.Site{{}} },
+		"nothing is taken away":                            func(f *facts) { f.calls.Calls[4].UntilLoop = false },
+	} {
+		if s := with(change); len(s.Loops) != 0 || slices.ContainsFunc(s.Allow, func(c plan.Syscall) bool { return c.UntilLoop }) {
+			t.Errorf("%s: %+v", claim, s)
+		}
+	}
+}
