@@ -155,7 +155,11 @@ func (b *builder) flows() {
 	b.calls = slices.DeleteFunc(b.calls, func(r ref) bool { return r.after && b.stops(r.site, noreturn) })
 	starter, main := b.starter()
 	b.out.Main, b.out.Starter = main, starter
-	b.takes(starter, main)
+	loader := b.loaderMain()
+	b.calls = slices.DeleteFunc(b.calls, func(r ref) bool { // where it is only compared with
+		return loader >= 0 && r.site == 0 && !r.after && (r.to == b.f.Entry || b.at(r.to) == loader && b.passedTo(r.fn, r.to, x86.RDX) >= 0)
+	})
+	b.takes(starter, main, loader)
 	b.initOnly()
 	calls := make([][]int32, len(b.funcs)) // by function: indexes of b.calls that are no takes
 	for i := range b.calls {
@@ -246,8 +250,9 @@ func (b *builder) defining(name string) []int32 {
 }
 
 // takes notes for each function whose address it takes. That main's address is
-// handed to the C library is no reason to think that anybody else calls it.
-func (b *builder) takes(starter, main int32) {
+// handed to the C library is no reason to think that anybody else calls it; nor
+// is what the loader hands to itself.
+func (b *builder) takes(starter, main, loader int32) {
 	b.labels = map[int32][]uint64{}
 	hands := 0
 	for i := range b.calls {
@@ -265,7 +270,7 @@ func (b *builder) takes(starter, main int32) {
 		}
 		k := b.at(r.to)
 		switch {
-		case k < 0 || k == main && r.fn == starter && b.funcs[k].Lo == r.to:
+		case k < 0 || k == loader || k == main && r.fn == starter && b.funcs[k].Lo == r.to:
 			continue
 		case k == r.fn && b.funcs[k].Lo != r.to:
 			b.labels[k] = append(b.labels[k], r.to)

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -45,10 +46,8 @@ func TestObservedInTheLoop(t *testing.T) {
 		{"named", true, `mkdir d; chmod 777 . d; echo 'options { directory "'$PWD'/d"; pid-file "'$PWD'/d/pid"; listen-on port 15353 { 127.0.0.1; }; listen-on-v6 { none; }; recursion no; }; controls { }; zone "x" { type primary; file "'$PWD'/d/x"; };' > n.conf
 			printf '$TTL 60\n@ SOA a. b. 1 60 60 60 60\n@ NS ns\nns A 127.0.0.1\n' > d/x
 			named -f -c $PWD/n.conf & sleep 4; for i in 1 2 3; do timeout 5 dig +time=2 +tries=1 @127.0.0.1 -p 15353 ns.x; done; kill -HUP $!; sleep 3; timeout 5 dig +time=2 +tries=1 @127.0.0.1 -p 15353 x ns; kill $!; wait $!`},
-		{"lighttpd", false, `chmod 777 .; printf 'server.document-root="%s"\nserver.bind="%s/s"\nserver.errorlog="%s/e"\nserver.pid-file="%s/pid"\nserver.max-worker=2\n' $PWD $PWD $PWD $PWD > l.conf
-			lighttpd -D -f l.conf & sleep 2; curl -s -m 5 --unix-socket s http://x/f; kill -HUP $!; sleep 1; kill -USR1 $!; sleep 2; curl -s -m 5 --unix-socket s http://x/f; kill -INT $!; sleep 1; kill $!; wait $!`},
-		{"apache2", false, `M=/usr/lib/apache2/modules; printf 'ServerRoot %s\nServerName x\nListen 127.0.0.1:18089\nPidFile %s/pid\nErrorLog %s/e\nUser nobody\nGroup nogroup\nLoadModule mpm_event_module '$M'/mod_mpm_event.so\nLoadModule authz_core_module '$M'/mod_authz_core.so\nDocumentRoot %s\n' $PWD $PWD $PWD $PWD > a.conf; chmod 777 .
-			apache2 -DFOREGROUND -f $PWD/a.conf & sleep 3; curl -s -m 5 http://127.0.0.1:18089/f; kill -USR1 $!; sleep 3; curl -s -m 5 http://127.0.0.1:18089/f; kill -HUP $!; sleep 2; kill -WINCH $!; sleep 2; kill $!; wait $!`},
+		{"lighttpd", true, `chmod 777 .; printf 'server.document-root="%s"\nserver.bind="%s/s"\nserver.errorlog="%s/e"\nserver.pid-file="%s/pid"\nserver.max-worker=2\n' $PWD $PWD $PWD $PWD > l.conf
+			setsid lighttpd -D -f l.conf & sleep 2; curl -s -m 5 --unix-socket s http://x/f; kill -HUP $!; sleep 1; kill -USR1 $!; sleep 2; curl -s -m 5 --unix-socket s http://x/f; kill -INT $!; sleep 1; kill $!; wait $!`},
 		{"haproxy", false, `printf 'global\n nbthread 2\ndefaults\n mode http\n timeout client 5s\n timeout server 5s\n timeout connect 1s\nfrontend f\n bind unix@%s/s mode 777\n http-request return status 200\n' $PWD > h.conf; chmod 777 .
 			haproxy -W -db -f h.conf & sleep 2; curl -s -m 5 --unix-socket s http://x/f; kill -USR2 $!; sleep 3; curl -s -m 5 --unix-socket s http://x/f; kill -USR1 $!; sleep 2; kill $!; wait $!`},
 	} {
@@ -85,11 +84,12 @@ func TestObservedInTheLoop(t *testing.T) {
 			if err := os.Chmod(dir, 0o777); err != nil {
 				t.Fatal(err)
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 150*time.Second)
 			defer cancel()
 			traces := t.TempDir()
 			cmd := exec.CommandContext(ctx, strace, "-ff", "-k", "-ttt", "-qq", "-o", filepath.Join(traces, "t"), "--", "bash", "-c", row.life)
 			cmd.Dir = dir
+			cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // lighttpd sends signals to its whole process group
 			cmd.WaitDelay = time.Second
 			out, err := cmd.CombinedOutput()
 			if ctx.Err() != nil {
@@ -116,7 +116,7 @@ func TestObservedInTheLoop(t *testing.T) {
 					}
 				}
 			}
-			t.Logf("%d processes are proved, with %d calls before and %d after", proved, before, after)
+			t.Logf("%d processes are proved, with %d calls before and %d after\n%s", proved, before, after, out)
 			if row.proved && (proved == 0 || after < 20) {
 				t.Errorf("the life of %s does not come to its loop:\n%s", program, out)
 			}
