@@ -29,7 +29,7 @@ func why(c *cli.Context, plans *planning, what, format string) error {
 			}
 			return err
 		}
-		p, reasons, err := plans.Why(c.Context, s.declared, s.root, s.engine, planner.LocalTracer(plans.cache), what)
+		p, reasons, err := plans.Why(c.Context, s.declared, s.root, s.engine, plans.trace, what)
 		if err != nil {
 			return err
 		}

@@ -132,7 +132,7 @@ func (s *subject) Close() {
 // planning is a planner for a person's command.
 type planning struct {
 	*planner.Planner
-	cache string
+	trace planner.Tracer
 }
 
 func planners(c *cli.Context) (*planning, error) {
@@ -146,11 +146,11 @@ func planners(c *cli.Context) (*planning, error) {
 		return nil, err
 	}
 	cache := analysisCache(cfg)
-	analyser := planner.LocalAnalyser(cache)
+	analyser, trace := planner.LocalAnalyser(cache), planner.LocalTracer(cache)
 	if os.Geteuid() == 0 { // a person's own rights are enough of a guard
-		analyser = planner.CarefulAnalyser(cache, argAnalyse)
+		analyser, trace = planner.CarefulAnalyser(cache, argAnalyse), planner.CarefulTracer(cache, argAnalyse)
 	}
-	return &planning{&planner.Planner{Site: func() (*site.Config, error) { return cfg, nil }, Analyse: analyser}, cache}, nil
+	return &planning{&planner.Planner{Site: func() (*site.Config, error) { return cfg, nil }, Analyse: analyser}, trace}, nil
 }
 
 // of makes the plan. What it assumes, it says.

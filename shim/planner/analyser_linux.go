@@ -25,6 +25,7 @@ import (
 	"github.com/declarun/declarun/seccompgen"
 	"github.com/declarun/declarun/shim/confine"
 	"github.com/declarun/declarun/shim/declared"
+	"github.com/declarun/declarun/shim/plan"
 	"github.com/declarun/declarun/shim/rootfs"
 )
 
@@ -55,12 +56,14 @@ const (
 type question struct {
 	Declared *declared.Declared `json:"declared"`
 	Limit    time.Duration      `json:"limit"`
+	Why      string             `json:"why,omitempty"` // also the ways to this system call
 }
 
 type reply struct {
-	Reading Reading `json:"reading"`
-	Error   string  `json:"error,omitempty"`
-	Remedy  string  `json:"remedy,omitempty"`
+	Reading Reading    `json:"reading"`
+	Ways    []plan.Way `json:"ways,omitempty"`
+	Error   string     `json:"error,omitempty"`
+	Remedy  string     `json:"remedy,omitempty"`
 }
 
 // AnalysisError is what the analyser said, or what became of it.
@@ -139,11 +142,16 @@ type analyser struct {
 }
 
 func (p *analysers) analyse(ctx context.Context, root *rootfs.Root, d *declared.Declared) (Reading, error) {
+	r, err := p.answer(ctx, root, question{Declared: d})
+	return r.Reading, err
+}
+
+func (p *analysers) answer(ctx context.Context, root *rootfs.Root, q question) (reply, error) {
 	var a *analyser
 	select {
 	case a = <-p.slots:
 	case <-ctx.Done():
-		return Reading{}, fmt.Errorf("wait for an analyser: %w", ctx.Err())
+		return reply{}, fmt.Errorf("wait for an analyser: %w", ctx.Err())
 	}
 	keep := false
 	defer func() {
@@ -164,18 +172,18 @@ func (p *analysers) analyse(ctx context.Context, root *rootfs.Root, d *declared.
 	if a == nil {
 		var err error
 		if a, err = p.start(); err != nil {
-			return Reading{}, fmt.Errorf("start the analyser: %w", err)
+			return reply{}, fmt.Errorf("start the analyser: %w", err)
 		}
 	}
-	r, err := a.ask(root, d, limit, p.cache)
+	r, err := a.ask(root, q, limit, p.cache)
 	if err != nil {
-		return Reading{}, a.postMortem(err, p.limit)
+		return reply{}, a.postMortem(err, p.limit)
 	}
 	keep = true
 	if r.Error != "" {
-		return r.Reading, &AnalysisError{r.Error, r.Remedy}
+		return r, &AnalysisError{r.Error, r.Remedy}
 	}
-	return r.Reading, nil
+	return r, nil
 }
 
 // without is the way out where there is no other.
@@ -355,8 +363,9 @@ func (a *analyser) end() {
 
 var errFlood = errors.New("more than is allowed")
 
-func (a *analyser) ask(root *rootfs.Root, d *declared.Declared, limit time.Time, cache seccompgen.Cache) (reply, error) {
-	body, err := json.Marshal(question{Declared: d, Limit: time.Until(limit)})
+func (a *analyser) ask(root *rootfs.Root, q question, limit time.Time, cache seccompgen.Cache) (reply, error) {
+	q.Limit = time.Until(limit)
+	body, err := json.Marshal(q)
 	if err != nil {
 		return reply{}, err
 	}

@@ -267,6 +267,9 @@ func answer(q question, dir *os.File, cache seccompgen.Cache) (r reply) {
 	ctx, cancel := context.WithTimeout(context.Background(), q.Limit)
 	defer cancel()
 	r.Reading, err = read(ctx, root, q.Declared, cache, nil)
+	if err == nil && q.Why != "" {
+		r.Ways, err = trace(ctx, root, q.Declared, r.Reading.Closure, q.Why, cache)
+	}
 	if err == nil {
 		return r
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/declarun/declarun/procmap"
 	"github.com/declarun/declarun/seccompgen"
 	"github.com/declarun/declarun/seccompgen/filter"
 	"github.com/declarun/declarun/shim/declared"
@@ -15,17 +16,39 @@ import (
 	"github.com/declarun/declarun/shim/rootfs"
 )
 
-// Tracer finds the ways that programs come to a system call.
-type Tracer func(ctx context.Context, root *rootfs.Root, req seccompgen.Request, name string) ([]plan.Way, error)
+// Tracer finds the ways that the programs of a closure come to a system call.
+type Tracer func(ctx context.Context, root *rootfs.Root, d *declared.Declared, c *procmap.Closure, name string) ([]plan.Way, error)
 
-// LocalTracer looks for them in this process, for a person's own command.
+// LocalTracer looks for them in this process, for a person's own command and
+// with that person's rights.
 func LocalTracer(cacheDir string) Tracer {
 	cache := openCache(resultsDir(cacheDir))
-	return func(ctx context.Context, root *rootfs.Root, req seccompgen.Request, name string) ([]plan.Way, error) {
+	return func(ctx context.Context, root *rootfs.Root, d *declared.Declared, c *procmap.Closure, name string) ([]plan.Way, error) {
 		ctx, cancel := context.WithTimeout(ctx, 2*analyserTime)
 		defer cancel()
-		return seccompgen.Why(ctx, root, req, cache, name)
+		return trace(ctx, root, d, c, name, cache)
 	}
+}
+
+// CarefulTracer lets a child as GuardedAnalyser's look for them, which reads the
+// image by itself.
+func CarefulTracer(cacheDir, arg string) Tracer {
+	pool := newAnalysers(cacheDir, arg)
+	return func(ctx context.Context, root *rootfs.Root, d *declared.Declared, _ *procmap.Closure, name string) ([]plan.Way, error) {
+		r, err := pool.answer(ctx, root, question{Declared: d, Why: name})
+		return r.Ways, err
+	}
+}
+
+func trace(ctx context.Context, root *rootfs.Root, d *declared.Declared, c *procmap.Closure, name string, cache seccompgen.Cache) ([]plan.Way, error) {
+	if c == nil || c.Wide {
+		return nil, nil
+	}
+	req, err := request(root, d, c)
+	if err != nil || len(req.Programs) == 0 {
+		return nil, err
+	}
+	return seccompgen.Why(ctx, root, req, cache, name)
 }
 
 // IsCall tells whether a word names a system call of a machine whose programs
@@ -51,14 +74,8 @@ func (p *Planner) Why(ctx context.Context, d *declared.Declared, root *rootfs.Ro
 	}
 	var ways []plan.Way
 	if made.facts.calls != nil {
-		req, err := request(root, d, made.facts.closure)
-		if err != nil {
-			return nil, nil, err
-		}
-		if len(req.Programs) > 0 {
-			if ways, err = trace(ctx, root, req, name); err != nil {
-				return nil, nil, fmt.Errorf("look for what makes the system call %s: %w", name, err)
-			}
+		if ways, err = trace(ctx, root, d, made.facts.closure, name); err != nil {
+			return nil, nil, fmt.Errorf("look for what makes the system call %s: %w", name, err)
 		}
 	}
 	return made.plan, made.facts.reasons(made.plan, name, ways), nil
