@@ -137,10 +137,11 @@ func (l *lab) buildImages(ctx context.Context, data string) (err error) {
 		return err
 	}
 	for name, dir := range map[string]string{
-		"postgres": filepath.Join(tree, "integration/images/postgres"),
-		"nginx":    filepath.Join(tree, "integration/images/nginx"),
-		"redis":    filepath.Join(tree, "integration/images/redis"),
-		"hello":    hello,
+		"postgres":  filepath.Join(tree, "integration/images/postgres"),
+		"nginx":     filepath.Join(tree, "integration/images/nginx"),
+		"redis":     filepath.Join(tree, "integration/images/redis"),
+		"memcached": filepath.Join(tree, "integration/images/memcached"),
+		"hello":     hello,
 	} {
 		if l.images[name], err = builder.Image(ctx, name, dir); err != nil {
 			return err

@@ -52,6 +52,19 @@ func Chroot(pid int) error {
 	})
 }
 
+// SetUser makes the process call setuid(2) with the user that it is already,
+// which needs no privilege.
+func SetUser(pid int) error {
+	return within(pid, func(s *inject.Session) error {
+		uid, err := s.Call(unix.SYS_GETEUID)
+		if err != nil {
+			return &NotTried{err}
+		}
+		_, err = s.Call(unix.SYS_SETUID, uint64(uid))
+		return err
+	})
+}
+
 // PerfEvent makes the process call perf_event_open(2), which no server here
 // needs, whoever it runs as.
 func PerfEvent(pid int) error {
