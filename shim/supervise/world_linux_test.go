@@ -87,7 +87,7 @@ const (
 	argPanic = 0xdead // getpgid arguments that make the worker misbehave
 	argHang  = 0xbeef // …until a file says otherwise
 	argDie   = 0xd1e
-	argPoor  = 0xb00 // its container has next to no share of the supervisor's time from now on
+	argPoor  = 0x7fff_0b00 // beyond every process number: its container has next to no share of the supervisor's time from now on
 )
 
 func testWorker(dir string) error {
