@@ -184,6 +184,9 @@ func (arm64) sweepFunc(b *builder, fi int32, r elfread.Range) {
 			b.returns[fi] = true
 		case a64.Syscall:
 			b.syscalls = append(b.syscalls, siteRef{pc, fi})
+			if p >= 4 && exits(b.f, pc) {
+				fall = false
+			}
 		case a64.Addr:
 			if t := in.Target(pc); t > r.Lo && t < r.Hi {
 				labels = append(labels, pc, t)
@@ -223,6 +226,14 @@ func (arm64) sweepFunc(b *builder, fi int32, r elfread.Range) {
 		b.calls = append(b.calls, ref{last, r.Hi, fi, true, true})
 		b.inner.add(r.Hi)
 	}
+}
+
+// exits tells whether the system call at pc is exit or exit_group, by the
+// instruction before it: such a call does not come back. musl's assembly has
+// another function right behind.
+func exits(f *elfread.File, pc uint64) bool {
+	var in a64.Inst
+	return fetch(f, pc-4, &in) && in.Class == a64.MovImm && in.Rd == 8 && (in.Imm == 93 || in.Imm == 94)
 }
 
 // holding is a register with a known value at one point.

@@ -99,6 +99,10 @@ func (d *armBody) build() {
 			continue
 		case a64.Ret, a64.Trap:
 			continue
+		case a64.Syscall:
+			if i > 0 && !d.entry[i] && exits(d.b.f, pc) {
+				continue
+			}
 		case a64.Call, a64.CallInd:
 			if d.endsPath(int32(i)) {
 				continue
