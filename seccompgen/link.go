@@ -194,7 +194,7 @@ func (g *graph) run() {
 	g.drain()
 	// Functions looked up by a name that is in the data of who looks.
 	if g.imported(dlsym) {
-		for i, m := range g.mods {
+		for _, m := range g.mods {
 			if isLibc(m) {
 				continue
 			}
@@ -203,11 +203,9 @@ func (g *graph) run() {
 				if !ok || int(id) >= len(g.by) {
 					continue
 				}
-				for _, e := range g.by[id] {
-					if int(e.mod) != i {
-						g.asked[id] = true
-						g.mark(e, nowhere)
-					}
+				for _, e := range g.by[id] { // of its own, too
+					g.asked[id] = true
+					g.mark(e, nowhere)
 				}
 			}
 		}

@@ -273,7 +273,7 @@ func (p *phases) roots() {
 					continue
 				}
 				for _, e := range g.by[id] {
-					if int(e.mod) != i && e != (node{0, p.sum.Main}) {
+					if e != (node{0, p.sum.Main}) {
 						take(e)
 					}
 				}
