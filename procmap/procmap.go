@@ -76,6 +76,9 @@ type Program struct {
 	Host    string          `json:"host,omitempty"`
 	Phase   record.Phase    `json:"phase"`
 	Origins []record.Origin `json:"origins"`
+	// Args are all command lines that it is started with, apart from those of
+	// an operator; empty: not all are known.
+	Args [][]string `json:"args,omitempty"`
 }
 
 // FormatError is the main program's when the kernel could not start it
@@ -135,6 +138,7 @@ type builder struct {
 
 	processes map[processKey]*plan.Process
 	programs  map[processKey]*Program
+	args      map[processKey]commandLines
 	main      map[string]bool
 	seen      map[string]bool
 	noted     map[string]bool
@@ -158,7 +162,7 @@ type builder struct {
 func newBuilder(ctx context.Context, root *rootfs.Root, d *declared.Declared) *builder {
 	return &builder{
 		ctx: ctx, view: newView(root, d.Mounts), d: d,
-		processes: map[processKey]*plan.Process{}, programs: map[processKey]*Program{},
+		processes: map[processKey]*plan.Process{}, programs: map[processKey]*Program{}, args: map[processKey]commandLines{},
 		main: map[string]bool{}, seen: map[string]bool{}, noted: map[string]bool{},
 	}
 }
@@ -248,8 +252,31 @@ func (b *builder) analyse(o *object, r *run, phase record.Phase, origins ...reco
 		p = &Program{Path: o.path, Host: o.host(), Phase: phase}
 		b.programs[k] = p
 	}
+	b.startedWith(k, r)
 	p.Phase = p.Phase.Widest(phase)
 	p.Origins = addOrigins(p.Origins, origins...)
+}
+
+// startedWith notes a command line of a program. One that was found as a string
+// in another program may come with any arguments.
+func (b *builder) startedWith(k processKey, r *run) {
+	const most = 16
+	list := b.args[k]
+	known := r.helper == 0 && r.input == nil && !slices.ContainsFunc(r.argv, func(s string) bool { return strings.ContainsAny(s, wildcards) })
+	switch {
+	case list.any:
+	case !known || len(list.argv) >= most:
+		list = commandLines{any: true}
+	case !slices.ContainsFunc(list.argv, func(a []string) bool { return slices.Equal(a, r.argv) }):
+		list.argv = append(list.argv, slices.Clone(r.argv))
+	}
+	b.args[k] = list
+}
+
+// commandLines are those of one program, as far as they are known.
+type commandLines struct {
+	argv [][]string
+	any  bool
 }
 
 // application follows the declared process.
@@ -366,7 +393,10 @@ func (b *builder) closure() *Closure {
 		c.Main = append(c.Main, m)
 	}
 	slices.Sort(c.Main)
-	for _, p := range b.programs {
+	for k, p := range b.programs {
+		if list := b.args[k]; !list.any && b.wide == "" && b.starting == "" {
+			p.Args = list.argv
+		}
 		c.Analyse = append(c.Analyse, *p)
 	}
 	slices.SortFunc(c.Analyse, func(x, y Program) int { return strings.Compare(x.Path, y.Path) })

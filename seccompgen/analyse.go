@@ -26,6 +26,9 @@ type Program struct {
 	Path    string // in the image, free of symbolic links
 	Phase   record.Phase
 	Origins []record.Origin
+	// Args are all command lines that it is started with, each with its name;
+	// none: they are not known.
+	Args [][]string
 }
 
 // Request asks for the system calls of a container.
@@ -34,6 +37,10 @@ type Request struct {
 	// Env is the environment they start with; LD_LIBRARY_PATH, LD_PRELOAD,
 	// LANG and LC_* matter.
 	Env []string
+	// Immutable: nothing that runs can change files of the image, but for those
+	// in and below Changeable; mounts lie there too.
+	Immutable  bool
+	Changeable []string
 	// ExtraLibraries are opened at run time: paths, or names that the loader finds.
 	ExtraLibraries []string
 }
@@ -116,7 +123,7 @@ func requestKey(r *reader, req Request) string {
 	env := slices.DeleteFunc(slices.Clone(req.Env), func(kv string) bool {
 		return !strings.HasPrefix(kv, "LD_") && !strings.HasPrefix(kv, "LANG") && !strings.HasPrefix(kv, "LC_")
 	})
-	if err := enc.Encode([]any{req.Programs, env, req.ExtraLibraries}); err != nil {
+	if err := enc.Encode([]any{req.Programs, env, req.Immutable, req.Changeable, req.ExtraLibraries}); err != nil {
 		return ""
 	}
 	for _, p := range req.Programs {
@@ -235,6 +242,7 @@ func (st *store) result(ctx context.Context, r *reader, req Request) (Result, er
 			sites[plan.Site{File: p.Path, Reason: "a 32-bit program is not analysed"}] = true
 			continue
 		}
+		l.req, l.running = &req, &p
 		g, err := l.graph(p.Path, req.ExtraLibraries)
 		if err != nil {
 			return out, err
@@ -244,6 +252,9 @@ func (st *store) result(ctx context.Context, r *reader, req Request) (Result, er
 		}
 		if l.opened > maxPlugins {
 			sites[plan.Site{File: p.Path, Reason: fmt.Sprintf("may open more than %d libraries", maxPlugins)}] = true
+		}
+		if l.walked && l.unseen {
+			sites[plan.Site{File: p.Path, Reason: "not every file of the image was looked at for what it opens"}] = true
 		}
 		cs, un := g.calls(out.Machine)
 		g.args(args)
@@ -330,7 +341,46 @@ func (l *loader) graph(file string, extra []string) (*graph, error) {
 		g.add(c.mods[before:])
 		g.run()
 	}
-	return g, nil
+	return g, l.interpret(c, g)
+}
+
+// interpret adds what scripts of the image ask of the interpreters in the closure.
+func (l *loader) interpret(c *closure, g *graph) error {
+	kinds, builtins := c.hosted(), kind(0)
+	if g.scripted() {
+		builtins = kinds & (forPerl | forRuby)
+	}
+	if !g.imported(dlopen) && !c.foreign() {
+		kinds = 0
+	}
+	if kinds|builtins == 0 {
+		return nil
+	}
+	l.natives()
+	g.read = !l.unseen
+	g.said = l.scripts(kinds|builtins, builtins, "amd64")
+	before := len(c.mods)
+	for _, p := range g.said.own(l) {
+		if err := l.add(c, p, true, nil); err != nil {
+			return err
+		}
+	}
+	for _, name := range g.said.libraries {
+		if p, ok := l.find(name, c.mods[0], nil, c.musl); ok {
+			if _, loaded := c.index[p]; loaded {
+				continue
+			}
+			if err := l.add(c, p, false, nil); err != nil {
+				if l.ctx.Err() != nil {
+					return err
+				}
+				// As dlopen(3) fails then.
+			}
+		}
+	}
+	g.add(c.mods[before:])
+	g.run()
+	return nil
 }
 
 // parallel is how many files are analysed ahead at a time.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/declarun/declarun/seccompgen/sysno"
 	"github.com/declarun/declarun/seccompgen/x86"
 	"github.com/declarun/declarun/shim/plan"
 	"github.com/declarun/declarun/shim/record"
@@ -610,6 +611,17 @@ func compareSite(x, y plan.Site) int {
 
 // args adds what live code passes in tracked arguments.
 func (g *graph) args(to argSet) {
+	// Nothing is known of what scripts pass.
+	for _, c := range g.said.calls {
+		if nr, ok := sysno.Number("amd64", c.Name); ok {
+			for _, index := range tracked[int32(nr)] {
+				to.unknown(int32(nr), index, plan.Site{File: c.Origin, Reason: "a script makes the call"})
+			}
+		}
+	}
+	for _, u := range g.said.unresolved {
+		to.unknown(anyCall, 0, plan.Site{File: u.File, Reason: "a call that may be any: " + u.Reason})
+	}
 	for i, m := range g.mods {
 		for _, t := range m.sum.Trouble {
 			to.unknown(anyCall, 0, plan.Site{File: m.path, Address: t.Addr, Reason: "a call that may be any: " + t.Reason})
@@ -619,6 +631,9 @@ func (g *graph) args(to argSet) {
 				continue
 			}
 			for _, s := range m.sum.Funcs[k].Sites {
+				if s.Reason == scripted && g.read {
+					continue // what the scripts do stands above
+				}
 				if s.Reason != "" { // it may be any call, with anything
 					to.unknown(anyCall, 0, plan.Site{File: m.path, Address: s.Addr, Reason: "a call that may be any: " + s.Reason})
 				}

@@ -163,10 +163,20 @@ type loader struct {
 	opened int // libraries found below plugin directories of the program at hand
 	hwcaps map[string][]string
 	isDir  map[string]bool // ordinary library directories, free of symbolic links
+	// all are the libraries of the image, once it was walked; unseen, that the
+	// walk left some out.
+	all            []native
+	texts          []string // files that may be scripts
+	walked, unseen bool
+	req            *Request
+	running        *Program          // that is looked at
+	read           map[string][]byte // scripts
+	kept           int               // bytes of them
+	space          []byte            // to read scripts into
 }
 
 func newLoader(ctx context.Context, r *reader, s *store, env []string) *loader {
-	l := &loader{ctx: ctx, r: r, store: s, env: map[string]string{}, isDir: map[string]bool{}, hwcaps: map[string][]string{}}
+	l := &loader{ctx: ctx, r: r, store: s, env: map[string]string{}, isDir: map[string]bool{}, hwcaps: map[string][]string{}, read: map[string][]byte{}}
 	for _, kv := range env {
 		if k, v, ok := strings.Cut(kv, "="); ok {
 			l.env[k] = v
@@ -369,10 +379,13 @@ func (l *loader) add(c *closure, file string, exported bool, loaderRpath []strin
 			}
 			p, ok := l.find(need, m, rpath, c.musl)
 			if !ok {
-				if exported {
-					continue
+				if !exported {
+					return &MissingLibrary{need, w.file}
 				}
-				return &MissingLibrary{need, w.file}
+				for _, p := range l.elsewhere(need) {
+					work = append(work, todo{p, rpath})
+				}
+				continue
 			}
 			c.names[need] = true
 			work = append(work, todo{p, rpath})

@@ -36,8 +36,11 @@
 //
 //   - Code made at run time (JIT compilers), or decoded from data (packers).
 //   - Libraries named by strings that are put together at run time, unless they
-//     lie below a directory whose path is in the program's data or that the
-//     catalogue in plugins.go knows. Request.ExtraLibraries is for those.
+//     lie below a directory whose path is in the program's data, or natives.go
+//     knows them as an extension of the program by what they export or use.
+//     Request.ExtraLibraries is for those.
+//   - What scripts that are not files of the image make an interpreter do beyond
+//     its own code and extensions (scripts.go).
 //   - dlsym of a function of an already loaded library by a name that is not a
 //     string in the data of the file that calls dlsym, nor one of its own made
 //     from such a string with one %s (strings.go). Where every call passes

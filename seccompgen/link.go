@@ -83,6 +83,9 @@ type graph struct {
 	// Behind gates, by module: functions and imports; and edges that led there.
 	gated [][2]map[int32]int
 	held  []passage
+	// said is what scripts that the program may run add.
+	said words
+	read bool // every script of the image was looked at
 }
 
 func link(syms *symbols, mods []*module, env map[string]string) *graph {
@@ -211,12 +214,33 @@ func (g *graph) run() {
 		}
 		g.drain()
 	}
+	for _, name := range g.said.names {
+		if id, ok := g.syms.ids[name]; ok && int(id) < len(g.by) {
+			g.asked[id] = true
+			for _, e := range g.by[id] {
+				g.mark(e, nowhere)
+			}
+		}
+	}
+	g.drain()
 	for g.unlock() {
 		g.drain()
 	}
 }
 
 var dlsym = set(slices.Collect(maps.Keys(lookups))...)
+
+// scripted tells whether live code makes calls that scripts give the number of.
+func (g *graph) scripted() bool {
+	for i, m := range g.mods {
+		for k := range m.sum.Funcs {
+			if g.live[i][k] && slices.ContainsFunc(m.sum.Funcs[k].Sites, func(s site) bool { return s.Reason == scripted }) {
+				return true
+			}
+		}
+	}
+	return false
+}
 
 // imported tells whether live code uses a symbol of another file.
 func (g *graph) imported(names map[string]bool) bool {
@@ -237,6 +261,11 @@ type call struct {
 // calls lists the live sites of the closure.
 func (g *graph) calls(arch string) (calls []call, unresolved []unresolved) {
 	byName := map[string]bool{}
+	for _, c := range g.said.calls {
+		byName[c.Name] = true
+	}
+	calls = append(calls, g.said.calls...)
+	unresolved = append(unresolved, g.said.unresolved...)
 	for i, m := range g.mods {
 		for _, s := range m.sum.Trouble {
 			unresolved = append(unresolved, unresolvedSite(m.path, s))
@@ -246,6 +275,9 @@ func (g *graph) calls(arch string) (calls []call, unresolved []unresolved) {
 				continue
 			}
 			for _, s := range m.sum.Funcs[k].Sites {
+				if s.Reason == scripted && g.read {
+					continue // g.said has what the scripts do
+				}
 				if s.Reason != "" {
 					unresolved = append(unresolved, unresolvedSite(m.path, s))
 					continue

@@ -156,7 +156,7 @@ func trace(t *testing.T, strace, dir string, argv []string) ([]string, map[strin
 // its interpreter.
 func interpreters(file string) []string {
 	real, err := filepath.EvalSymlinks(file)
-	if err != nil {
+	if err != nil || !filepath.IsAbs(real) {
 		return nil
 	}
 	b, err := os.ReadFile(real)

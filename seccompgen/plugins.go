@@ -37,7 +37,11 @@ var (
 func (l *loader) plugins(c *closure, g *graph) []string {
 	l.opened = 0
 	var out []string
+	modules, told := l.loads(c)
 	add := func(p string) {
+		if told && !modules[path.Base(p)] && l.ofServer(p) {
+			return // no directive loads it
+		}
 		if _, loaded := c.index[p]; !loaded && !slices.Contains(out, p) && l.store.loadable(p) {
 			out = append(out, p)
 		}
@@ -86,8 +90,20 @@ func (l *loader) plugins(c *closure, g *graph) []string {
 	if p, ok := l.find("libgcc_s.so.1", c.mods[0], nil, c.musl); ok {
 		add(p)
 	}
-	for _, d := range catalogue(c.mods[0].path) {
-		l.below(d, 0, add)
+	for _, m := range c.mods {
+		for _, d := range catalogue(m.path) {
+			l.below(d, 0, add)
+		}
+	}
+	for _, p := range l.extensions(c) {
+		add(p)
+	}
+	if told {
+		for _, n := range l.natives() {
+			if modules[path.Base(n.path)] {
+				add(n.path)
+			}
+		}
 	}
 	return out
 }
@@ -173,6 +189,11 @@ const (
 
 var library = regexp.MustCompile(`\.(so|node)(\.[0-9.]+)?$`)
 
+// isLibrary tells by its name whether a file may be one.
+func isLibrary(name string) bool {
+	return (strings.Contains(name, ".so") || strings.Contains(name, ".node")) && library.MatchString(name)
+}
+
 // below adds every library below a directory.
 func (l *loader) below(dir string, depth int, add func(string)) {
 	if depth > maxPluginDepth || l.ctx.Err() != nil {
@@ -191,7 +212,7 @@ func (l *loader) below(dir string, depth int, add func(string)) {
 			l.below(p, depth+1, add)
 			continue
 		}
-		if library.MatchString(e.Name()) {
+		if isLibrary(e.Name()) {
 			if p, _, ok := l.r.regular(p); ok {
 				if l.opened++; l.opened > maxPlugins {
 					return // reported as unresolved
@@ -204,8 +225,7 @@ func (l *loader) below(dir string, depth int, add func(string)) {
 
 var (
 	postgresBin = regexp.MustCompile(`^(.*/postgresql/[0-9.]+)/bin/[^/]+$`)
-	python      = regexp.MustCompile(`^(.*)/bin/python([0-9]+\.[0-9]+)[^/]*$`)
-	nodejs      = regexp.MustCompile(`/(node|nodejs)$`)
+	nodejs      = regexp.MustCompile(`^(node|nodejs)$`)
 )
 
 // catalogue knows directories that programs find relative to themselves.
@@ -213,15 +233,13 @@ func catalogue(file string) []string {
 	if m := postgresBin.FindStringSubmatch(file); m != nil {
 		return []string{m[1] + "/lib"}
 	}
-	if path.Base(file) == "postgres" {
+	switch path.Base(file) {
+	case "bash": // DEFAULT_LOADABLE_BUILTINS_PATH in its config-top.h
+		return []string{"/usr/local/lib/bash", "/usr/lib/bash", "/opt/local/lib/bash", "/usr/pkg/lib/bash", "/opt/pkg/lib/bash"}
+	case "postgres":
 		return []string{path.Join(path.Dir(file), "../lib/postgresql"), path.Join(path.Dir(file), "../lib")}
-	}
-	if m := python.FindStringSubmatch(file); m != nil {
-		base := m[1] + "/lib/python" + m[2]
-		return []string{base, m[1] + "/lib/python3/dist-packages", "/usr/local/lib/python" + m[2], "/usr/lib/python3/dist-packages"}
-	}
-	if nodejs.MatchString(file) {
-		return []string{"/app", "/usr/src/app", "/usr/local/lib/node_modules", "/usr/lib/node_modules"}
+	case "libjli.so": // the launcher's, beside the virtual machine and its natives
+		return []string{path.Dir(file)}
 	}
 	return nil
 }

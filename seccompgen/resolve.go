@@ -74,6 +74,9 @@ func (b *builder) resolve() error {
 		b.bail = b.partial
 		if b.nsites < maxSites {
 			b.nsites++
+			if b.builtin(fi) {
+				v.unknown = scripted
+			}
 			fn.Sites = append(fn.Sites, site{Addr: pc, Reason: v.unknown})
 		}
 	}

@@ -45,6 +45,7 @@ func Why(ctx context.Context, root *rootfs.Root, req Request, cache Cache, name 
 		if h.Class == elf.ELFCLASS32 {
 			continue
 		}
+		l.req, l.running = &req, &p
 		g, err := l.graph(p.Path, req.ExtraLibraries)
 		if err != nil {
 			return nil, err

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -21,6 +22,19 @@ func TestNeedsIsWhatReadFinds(t *testing.T) {
 		defer f.Close()
 		if got := Needs(bytes.NewReader(b), int64(len(b))); !slices.Equal(got, f.Needed) {
 			t.Errorf("%s: %v, want %v", file, got, f.Needed)
+		}
+		all, ok := Symbols(bytes.NewReader(b), int64(len(b)), 1<<22)
+		if !ok {
+			t.Fatalf("%s has no symbols", file)
+		}
+		found := map[string]bool{}
+		for _, s := range all {
+			found[string(s.Name)] = found[string(s.Name)] || s.Defined
+		}
+		for i := range f.Dynsym {
+			if s := &f.Dynsym[i]; s.Name != "" && (!s.Defined && found[s.Name] && strings.HasPrefix(s.Name, "str") || s.Defined && !found[s.Name]) {
+				t.Errorf("%s: %s, defined %v, is not found so", file, s.Name, s.Defined)
+			}
 		}
 	}
 }
@@ -48,6 +62,9 @@ func FuzzNeeds(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if got := Needs(bytes.NewReader(data), int64(len(data))); len(got) > len(data) {
 			t.Fatalf("%d names from %d bytes", len(got), len(data))
+		}
+		if got, _ := Symbols(bytes.NewReader(data), int64(len(data)), 1<<20); len(got) > len(data)/24 {
+			t.Fatalf("%d symbols from %d bytes", len(got), len(data))
 		}
 	})
 }

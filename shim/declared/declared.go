@@ -46,11 +46,14 @@ type Declared struct {
 	// Mounts are the mounts of config.json, in its order.
 	Mounts []Mount `json:"mounts,omitempty"`
 	// Rootless facts of config.json that plans depend on.
-	ReadonlyRoot bool         `json:"readonly_root"`
-	Network      NetNamespace `json:"network"`
-	UserNS       bool         `json:"user_namespace"`
-	HostPID      bool         `json:"host_pid,omitempty"`
-	HostIPC      bool         `json:"host_ipc,omitempty"`
+	ReadonlyRoot bool `json:"readonly_root"`
+	// StorageHeld: the site has storage enforced, so that of a known image only
+	// what the plan says is writable.
+	StorageHeld bool         `json:"storage_held,omitempty"`
+	Network     NetNamespace `json:"network"`
+	UserNS      bool         `json:"user_namespace"`
+	HostPID     bool         `json:"host_pid,omitempty"`
+	HostIPC     bool         `json:"host_ipc,omitempty"`
 	// Resolvers are the name servers that the container's resolv.conf names,
 	// with the engine's "ExtServers" comment included.
 	Resolvers []netip.AddrPort `json:"resolvers,omitempty"`

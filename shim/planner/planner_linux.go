@@ -195,6 +195,7 @@ func (p *Planner) plan(ctx context.Context, cfg *site.Config, d *declared.Declar
 		return nil, nil
 	}
 	f := facts{declared: d, modes: modes, notes: notes}
+	d.StorageHeld = modes[record.Storage] == record.Enforce
 	reading, failed := p.Analyse(ctx, root, d)
 	if reading.Closure != nil {
 		if err := unrunnable(reading.Closure, d, modes); err != nil {

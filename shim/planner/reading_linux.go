@@ -67,7 +67,13 @@ func read(ctx context.Context, root *rootfs.Root, d *declared.Declared, cache se
 // request asks for the system calls of a closure. The programs that mounts will
 // bring are put into the root.
 func request(root *rootfs.Root, d *declared.Declared, c *procmap.Closure) (seccompgen.Request, error) {
-	req := seccompgen.Request{Env: d.Process.Env}
+	req := seccompgen.Request{Env: d.Process.Env, Immutable: d.ReadonlyRoot || d.Image.Known && d.StorageHeld}
+	for _, w := range c.Writable {
+		req.Changeable = append(req.Changeable, w.Path)
+	}
+	for _, m := range d.Mounts {
+		req.Changeable = append(req.Changeable, m.Destination)
+	}
 	for _, a := range c.Analyse {
 		if a.Host != "" {
 			f, err := os.OpenFile(a.Host, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
@@ -76,7 +82,7 @@ func request(root *rootfs.Root, d *declared.Declared, c *procmap.Closure) (secco
 			}
 			root.Put(a.Path, f)
 		}
-		req.Programs = append(req.Programs, seccompgen.Program{Path: a.Path, Phase: a.Phase, Origins: a.Origins})
+		req.Programs = append(req.Programs, seccompgen.Program{Path: a.Path, Phase: a.Phase, Origins: a.Origins, Args: a.Args})
 	}
 	return req, nil
 }

@@ -2,8 +2,10 @@ package rootfs
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -111,5 +113,48 @@ func TestVolumeKeepsTimes(t *testing.T) {
 		if got := row.v.Keeps(&unix.Stat_t{Ino: row.ino}); got != row.want {
 			t.Errorf("%s: %v", row.claim, got)
 		}
+	}
+}
+
+func TestWalkStaysInside(t *testing.T) {
+	dir := t.TempDir()
+	for _, d := range []string{"a/b/c", "skip/x", "d"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for link, to := range map[string]string{"a/up": "..", "d/out": "/etc", "d/loop": "loop"} {
+		if err := os.Symlink(to, filepath.Join(dir, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	root, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	var seen []string
+	all := func(name string, st *unix.Stat_t, entries []fs.DirEntry) (into []string, err error) {
+		if _, want, err := root.Stat(name); err != nil || want.Ino != st.Ino {
+			t.Errorf("%s is not what it is: %v", name, err)
+		}
+		seen = append(seen, name)
+		for _, e := range entries {
+			if e.Name() != "skip" {
+				into = append(into, e.Name()) // links and files too: they must not be followed
+			}
+		}
+		return into, nil
+	}
+	if err := root.Walk(all); err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(seen)
+	if want := []string{"/", "/a", "/a/b", "/a/b/c", "/d"}; !slices.Equal(seen, want) {
+		t.Errorf("walked %v, want %v", seen, want)
+	}
+	over := errors.New("over")
+	if err := root.Walk(func(string, *unix.Stat_t, []fs.DirEntry) ([]string, error) { return nil, over }); !errors.Is(err, over) {
+		t.Errorf("an end asked for: %v", err)
 	}
 }
