@@ -7,6 +7,8 @@ LDFLAGS  = -s -w -X github.com/declarun/declarun/shim/runtime.Version=$(VERSION)
 DEBIAN   = docker.io containerd runc debootstrap iproute2 iptables procps util-linux
 TESTS    = nftables libseccomp-dev gcc libc6-dev binutils strace curl redis-tools apache2-utils bsdutils \
 	nginx-light redis-server memcached gosu tini busybox-static git perl openssl \
+	g++ python3 gunicorn python3-flask php-cli php-fpm nodejs ruby ruby-webrick openjdk-17-jdk-headless lua5.4 lua-socket erlang-base erlang-crypto \
+	apache2 lighttpd bind9 bind9-dnsutils haproxy mariadb-server \
 	libc6-dbg libbinutils-dbg libkrb5-dbg libgssapi-krb5-2 \
 	qemu-user-static binutils-aarch64-linux-gnu gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 
