@@ -41,6 +41,10 @@ type Request struct {
 	// in and below Changeable; mounts lie there too.
 	Immutable  bool
 	Changeable []string
+	// Mounted are files and directories that an operator's mounts bring. Scripts
+	// there are not read: what an interpreter's syscall builtin is asked for by
+	// them is not known.
+	Mounted []string
 	// ExtraLibraries are opened at run time: paths, or names that the loader finds.
 	ExtraLibraries []string
 }
@@ -123,7 +127,7 @@ func requestKey(r *reader, req Request) string {
 	env := slices.DeleteFunc(slices.Clone(req.Env), func(kv string) bool {
 		return !strings.HasPrefix(kv, "LD_") && !strings.HasPrefix(kv, "LANG") && !strings.HasPrefix(kv, "LC_")
 	})
-	if err := enc.Encode([]any{req.Programs, env, req.Immutable, req.Changeable, req.ExtraLibraries}); err != nil {
+	if err := enc.Encode([]any{req.Programs, env, req.Immutable, req.Changeable, req.Mounted, req.ExtraLibraries}); err != nil {
 		return ""
 	}
 	for _, p := range req.Programs {
@@ -357,7 +361,7 @@ func (l *loader) interpret(c *closure, g *graph) error {
 		return nil
 	}
 	l.natives()
-	g.read = !l.unseen
+	g.read = !l.unseen && (l.req == nil || len(l.req.Mounted) == 0)
 	g.said = l.scripts(kinds|builtins, builtins, "amd64")
 	before := len(c.mods)
 	for _, p := range g.said.own(l) {

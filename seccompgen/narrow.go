@@ -22,8 +22,7 @@ import (
 //   - every module that is named is found in the image, by the name of its
 //     file: which directory a relative path begins at does not matter then.
 //
-// Otherwise all modules of the image count. A test loads the modules that a
-// configuration of Debian's names, and those of others, under strace.
+// Otherwise all modules of the image count.
 
 // fixed tells whether nothing that runs in the container can change a file of
 // the image, and no mount takes its place. The path is free of symbolic links.

@@ -8,6 +8,9 @@ import (
 	"testing"
 
 	"github.com/declarun/declarun/integration/need"
+	"github.com/declarun/declarun/seccompgen"
+	"github.com/declarun/declarun/shim/record"
+	"github.com/declarun/declarun/shim/rootfs"
 )
 
 // image makes a directory with a C library.
@@ -86,9 +89,29 @@ int main(int c, char **v) { return !dlopen(v[1], RTLD_NOW); }
 `
 
 // The number that perl's syscall makes a call with comes from scripts.
-func TestScriptsSayWhichCalls(t *testing.T) {
+// What scripts on an operator's mount make the builtin do is not known.
+func TestMountedScriptsAreNotKnown(t *testing.T) {
 	gcc := need.Program(t, "gcc")
-	const perl = opener + `
+	dir := image(t)
+	write(t, filepath.Join(dir, "usr/bin/perl"), "")
+	build(t, gcc, dir, "usr/bin/perl", opener+perlBuiltin, "-O1", "-rdynamic")
+	root, err := rootfs.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	for _, mounted := range [][]string{nil, {"/app"}} {
+		res, err := seccompgen.Analyse(t.Context(), root, seccompgen.Request{Mounted: mounted, Programs: []seccompgen.Program{{Path: "/usr/bin/perl", Phase: record.Serving}}}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if known := len(res.Unresolved) == 0; known != (mounted == nil) {
+			t.Errorf("with mounts %v unresolved are %v", mounted, res.Unresolved)
+		}
+	}
+}
+
+const perlBuiltin = `
 #include <unistd.h>
 long args[9];
 void Perl_newXS(void) { }
@@ -96,6 +119,10 @@ long (*volatile table[2])(void);
 long Perl_pp_syscall(void) { return syscall(args[0], args[1]); }
 __attribute__((constructor)) void c(void) { table[0] = Perl_pp_syscall; }
 `
+
+func TestScriptsSayWhichCalls(t *testing.T) {
+	gcc := need.Program(t, "gcc")
+	const perl = opener + perlBuiltin
 	const python = opener + `int Py_BytesMain(void) { return 0; }`
 	for _, row := range []struct {
 		claim, source, program string

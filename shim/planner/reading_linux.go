@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -64,6 +65,16 @@ func read(ctx context.Context, root *rootfs.Root, d *declared.Declared, cache se
 	return r, nil
 }
 
+// brings tells whether a mount may bring scripts: an operator's directory or
+// file, and not a volume that the image declares, which is for data.
+func brings(d *declared.Declared, m declared.Mount) bool {
+	bind := m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind")
+	return bind && !slices.Contains(engineFiles, m.Destination) && !slices.Contains(d.Image.Volumes, m.Destination)
+}
+
+// engineFiles are what every engine mounts into a container by itself.
+var engineFiles = []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/dev/shm", "/dev/termination-log"}
+
 // request asks for the system calls of a closure. The programs that mounts will
 // bring are put into the root.
 func request(root *rootfs.Root, d *declared.Declared, c *procmap.Closure) (seccompgen.Request, error) {
@@ -73,6 +84,9 @@ func request(root *rootfs.Root, d *declared.Declared, c *procmap.Closure) (secco
 	}
 	for _, m := range d.Mounts {
 		req.Changeable = append(req.Changeable, m.Destination)
+		if brings(d, m) {
+			req.Mounted = append(req.Mounted, m.Destination)
+		}
 	}
 	for _, a := range c.Analyse {
 		if a.Host != "" {
