@@ -114,6 +114,32 @@ exec "$@"
 		reload:  []string{"signal HUP", "exec rndc reload", "exec rndc reconfig", "exec rndc flush", "exec grep -q example /var/cache/bind/query.log"},
 		operate: []string{"exec rndc status | grep -q running", "exec named-checkconf"},
 	},
+	{name: "apache-event",
+		recipe: install("apache2 curl") + "COPY apache2-foreground /usr/local/bin/\nRUN a2enmod status rewrite headers ssl proxy_http && rm -f /var/log/apache2/*\nSTOPSIGNAL SIGWINCH\nEXPOSE 80 443\n" +
+			"HEALTHCHECK --interval=2s CMD curl -fsS -o /dev/null http://127.0.0.1/server-status || exit 1\nCMD [\"apache2-foreground\"]\n",
+		files:  map[string]string{"apache2-foreground": "#!/bin/bash\nset -e\n: \"${APACHE_CONFDIR:=/etc/apache2}\"\n: \"${APACHE_ENVVARS:=$APACHE_CONFDIR/envvars}\"\nif test -f \"$APACHE_ENVVARS\"; then\n\t. \"$APACHE_ENVVARS\"\nfi\n: \"${APACHE_RUN_DIR:=/var/run/apache2}\"\n: \"${APACHE_PID_FILE:=$APACHE_RUN_DIR/apache2.pid}\"\nfor e in \"${!APACHE_@}\"; do\n\tif [[ \"$e\" == *_DIR ]] && [[ \"${!e}\" == /* ]]; then\n\t\tmkdir -p \"${!e}\"\n\tfi\ndone\nrm -f \"$APACHE_PID_FILE\"\nexec apache2 -DFOREGROUND \"$@\"\n"},
+		load:   []string{"ab -q -k -n 1000 -c 16 http://$S/", "ab -q -n 500 -c 8 http://$S/"},
+		reload: []string{"signal USR1", "curl -fsS -o /dev/null http://$S/", "signal HUP"},
+		rotate: []string{"exec mv /var/log/apache2/access.log /var/log/apache2/access.log.1", "signal USR1", "curl -fsS -o /dev/null http://$S/", "exec grep -q curl /var/log/apache2/access.log"},
+	},
+	{name: "apache-php",
+		recipe: install("apache2 libapache2-mod-php php-sqlite3 curl") + "COPY apache2-foreground /usr/local/bin/\nCOPY index.php /var/www/html/\nRUN a2dismod mpm_event && a2enmod mpm_prefork php8.2 && rm /var/www/html/index.html && mkdir /var/www/data && chown www-data /var/www/data\nVOLUME /var/www/data\nSTOPSIGNAL SIGWINCH\nEXPOSE 80\n" +
+			"HEALTHCHECK --interval=2s CMD curl -fsS http://127.0.0.1/ | grep -q fine\nCMD [\"apache2-foreground\"]\n",
+		files: map[string]string{"apache2-foreground": "#!/bin/sh\nset -e\n. /etc/apache2/envvars\nmkdir -p $APACHE_RUN_DIR $APACHE_LOCK_DIR\nexec apache2 -DFOREGROUND \"$@\"\n",
+			"index.php": `<?php
+session_start();
+$_SESSION['n'] = ($_SESSION['n'] ?? 0) + 1;
+if (isset($_FILES['f'])) { move_uploaded_file($_FILES['f']['tmp_name'], '/var/www/data/upload'); }
+$db = new PDO('sqlite:/var/www/data/db');
+$db->exec('CREATE TABLE IF NOT EXISTS t (n INTEGER)');
+$db->exec('INSERT INTO t VALUES (1)');
+error_log('seen');
+echo password_verify('x', password_hash('x', PASSWORD_BCRYPT, ['cost' => 4])) ? 'fine' : 'bad', ' ', date('c'), ' ', gethostbyname('localhost'), ' ', strlen(serialize(range(1, 1000)));
+`},
+		load:   []string{"ab -q -n 200 -c 8 http://$S/", "curl -fsS -F f=@/etc/passwd http://$S/ | grep -q fine"},
+		reload: []string{"signal USR1"},
+		rotate: []string{"exec mv /var/log/apache2/access.log /var/log/apache2/access.log.1", "signal HUP", "curl -fsS http://$S/ | grep -q fine", "exec test -s /var/log/apache2/access.log"},
+	},
 	{name: "haproxy",
 		recipe: install("haproxy curl") + "COPY haproxy.cfg /etc/haproxy/haproxy.cfg\n" + through + "USER haproxy\nSTOPSIGNAL SIGUSR1\nEXPOSE 8080\nHEALTHCHECK --interval=2s CMD curl -fsS -o /dev/null http://127.0.0.1:8080/ || exit 1\nCMD [\"haproxy\", \"-f\", \"/etc/haproxy/haproxy.cfg\"]\n",
 		files: map[string]string{

@@ -42,6 +42,10 @@ func (tr tree) write(t testing.TB, dir string) {
 			must(t, os.Symlink(rest, p))
 		case "dir":
 			must(t, os.MkdirAll(p, 0o755))
+			if rest == "shared" {
+				must(t, os.Chmod(p, 0o733|os.ModeSticky))
+				break
+			}
 			if rest != "" {
 				uid := 0
 				for _, c := range rest {

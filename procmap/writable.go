@@ -334,8 +334,9 @@ const (
 	maxWalkDepth = 16
 )
 
-// writableOwned adds the directories that belong to a user other than root, or
-// that the declared user may write by their mode.
+// writableOwned adds the directories that belong to a user other than root, that
+// the declared user may write by their mode, or that everybody may, with the
+// sticky bit.
 func (b *builder) writableOwned(w *writables) {
 	uid, gids := b.d.Process.UID, append([]uint32{b.d.Process.GID}, b.d.Process.AdditionalGIDs...)
 	declared := uid != 0 && (b.d.Image.User != "" || b.d.Operator.User != "")
@@ -386,7 +387,12 @@ func (b *builder) writableOwned(w *writables) {
 			byMode := declared && (st.Mode&0o002 != 0 || st.Mode&0o020 != 0 && slices.ContainsFunc(gids, func(g uint32) bool {
 				return st.Gid == g || g == 0 && st.Gid == root
 			}))
+			// As /tmp is: made for whoever runs there (PHP's sessions on Debian).
+			shared := st.Mode&unix.S_ISVTX != 0 && st.Mode&0o002 != 0
 			switch {
+			case shared:
+				w.add(p, record.Serving, record.Origin{Source: record.FromFile, At: p, Text: "anybody may write there, as in /tmp"})
+				continue
 			case owner != 0 && !within(p, "/opt"), declared && owner == uid, byMode:
 				name := names[owner]
 				if name == "" {

@@ -31,6 +31,7 @@ func TestWritable(t *testing.T) {
 		{claim: "a VOLUME that is not there is said", change: func(d *declared.Declared) { d.Image.Volumes = []string{"/data"} }, note: "VOLUME /data does not exist"},
 		{claim: "a VOLUME over programs is not honoured", change: func(d *declared.Declared) { d.Image.Volumes = []string{"/usr/bin"} }, note: "VOLUME /usr/bin stays read-only"},
 		{claim: "a directory that belongs to a user, wherever it lies", tree: tree{"/var/lib/db": "dir 999", "/srv/x": "dir 999"}, want: "/srv/x /var/lib/db"},
+		{claim: "one that everybody may write in, as in /tmp", tree: tree{"/var/lib/php/sessions": "dir shared", "/etc/shared": "dir shared"}, want: "/var/lib/php/sessions"},
 		{claim: "but not among programs, configuration or /opt", tree: tree{"/usr/share/x": "dir 999", "/etc/x": "dir 999", "/opt/x": "dir 999", "/lib/x": "dir 999"}},
 		{claim: "/opt where it belongs to the declared user", tree: tree{"/opt/x": "dir 999"}, change: func(d *declared.Declared) { d.Image.User = "postgres"; d.Process.UID = 999 }, want: "/opt/x"},
 		{claim: "a mount that is there anyway", change: func(d *declared.Declared) {
