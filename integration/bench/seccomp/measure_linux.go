@@ -46,11 +46,15 @@ func analyse(ctx context.Context, root, program string, env []string, cache secc
 	}
 	defer r.Close()
 	before := time.Now()
-	res, err := seccompgen.Analyse(ctx, r, seccompgen.Request{Env: env, Programs: []seccompgen.Program{{Path: program, Phase: record.Serving}}}, cache)
+	res, err := seccompgen.Analyse(ctx, r, request(program, env), cache)
 	if err != nil {
 		return nil, fmt.Errorf("analyse %s: %w", program, err)
 	}
 	return &analysed{res.Calls, res.Unresolved, time.Since(before)}, nil
+}
+
+func request(program string, env []string) seccompgen.Request {
+	return seccompgen.Request{Env: env, Programs: []seccompgen.Program{{Path: program, Phase: record.Serving}}}
 }
 
 // programs gives what the kernel ran for an executed path: the program free of

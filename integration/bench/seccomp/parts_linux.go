@@ -14,6 +14,7 @@ import (
 
 	"github.com/declarun/declarun/integration/engine"
 	"github.com/declarun/declarun/integration/observe"
+	"github.com/declarun/declarun/seccompgen"
 	"github.com/declarun/declarun/seccompgen/filter"
 	"github.com/declarun/declarun/seccompgen/sysno"
 	"github.com/declarun/declarun/shim/plan"
@@ -224,15 +225,12 @@ func measurePrograms(ctx context.Context, b *bench, r *report) error {
 	r.add(row{fmt.Sprintf("%d Debian programs, mean allowed, whole life", proved), "callander 56.6 (319), B-Side 43 (557)", "56",
 		fmt.Sprintf("%.1f", mean), met(mean <= 56 && len(failures) == 0),
 		fmt.Sprintf("%d command lines of real work, %d of them compared to the byte under the kernel's filter: %d false denials; %.1f calls seen on average", total, alike, len(failures), seen/float64(proved))})
-	after, ok, err := afterStart(c)
+	after, told, err := c.afterStart(ctx)
 	if err != nil {
 		return err
 	}
-	x := row{"the same, after start", "-", "46", "-", "not measured: the analysis gives no count after start for programs without a service loop", ""}
-	if ok {
-		x.measured, x.verdict = fmt.Sprintf("%.1f", after), met(after <= 46)
-	}
-	r.add(x)
+	r.add(row{"the same, after start", "-", "46", fmt.Sprintf("%.1f", after), met(after <= 46),
+		fmt.Sprintf("from when main is entered; for %d programs that is not told apart, and their whole life counts", proved-told)})
 	r.add(row{"false denials, 300 Debian programs on real input", "Chestnut ships hand-written whitelists", "0", fmt.Sprint(len(failures)), met(len(failures) == 0 && proved >= 300),
 		fmt.Sprintf("%d programs; not proved and so widened to the engine's profile: %s", len(c.programs), strings.Join(without, " "))})
 	for _, f := range failures {
@@ -241,9 +239,29 @@ func measurePrograms(ctx context.Context, b *bench, r *report) error {
 	return nil
 }
 
-// afterStart is the mean of calls that programs can make once main was entered.
-// The analysis does not say that yet.
-func afterStart(*checker) (float64, bool, error) { return 0, false, nil }
+// afterStart is the mean of calls that the proved programs can make once main was
+// entered, and for how many of them that is less than the whole life by what the
+// analysis says.
+func (c *checker) afterStart(ctx context.Context) (mean float64, told int, err error) {
+	n := 0
+	for path, p := range c.programs {
+		if len(p.unresolved) > 0 {
+			continue
+		}
+		n++
+		names, ok, err := seccompgen.AfterStart(ctx, c.files, request(path, usual), c.cache)
+		if err != nil {
+			return 0, 0, fmt.Errorf("tell the start of %s: %w", path, err)
+		}
+		if ok {
+			told++
+			mean += float64(len(names))
+		} else {
+			mean += float64(len(p.calls))
+		}
+	}
+	return mean / float64(n), told, nil
+}
 
 // buildGo builds the Go server of the integration images: static, stripped.
 func buildGo(ctx context.Context, tree, to string) error {
