@@ -9,9 +9,11 @@ package inject
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -30,16 +32,27 @@ type Session struct {
 
 const scratchSize = 4096
 
-// Attach stops a process that is waiting inside a system call.
+// Attach stops a process that is waiting inside a system call, or soon will be.
 func Attach(pid int) (*Session, error) {
 	runtime.LockOSThread()
-	s := &Session{pid: pid}
-	if err := s.attach(); err != nil {
-		runtime.UnlockOSThread()
-		return nil, fmt.Errorf("attach %d: %w", pid, err)
+	for try := 0; ; try++ {
+		s := &Session{pid: pid}
+		err := s.attach()
+		if err == nil {
+			return s, nil
+		}
+		if !errors.Is(err, errRuns) || try == attempts {
+			runtime.UnlockOSThread()
+			return nil, fmt.Errorf("attach %d: %w", pid, err)
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
-	return s, nil
 }
+
+// A server works now and then without being asked: it is tried again.
+const attempts = 200
+
+var errRuns = errors.New("not inside a system call")
 
 func (s *Session) attach() error {
 	if err := unix.PtraceAttach(s.pid); err != nil {
@@ -63,7 +76,7 @@ func (s *Session) attach() error {
 		return s.abandon(err)
 	}
 	if code[0] != 0x0f || code[1] != 0x05 {
-		return s.abandon(fmt.Errorf("not inside a system call (code % x before %#x)", code, s.saved.Rip))
+		return s.abandon(fmt.Errorf("%w (code % x before %#x)", errRuns, code, s.saved.Rip))
 	}
 	s.scratch = (s.saved.Rsp - 128 - scratchSize) &^ 15
 	s.old = make([]byte, scratchSize)
