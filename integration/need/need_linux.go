@@ -178,6 +178,22 @@ func Debian(t testing.TB, arch string, packages ...string) string {
 	return root
 }
 
+// debianSource is the line of sources.list for the release and the mirror of
+// Debian that this machine's apt knows.
+func debianSource(ctx context.Context) (string, error) {
+	out, err := exec.CommandContext(ctx, "apt-get", "indextargets", "--format", "$(ORIGIN)|$(COMPONENT)|$(CODENAME)|$(REPO_URI)", "Created-By: Packages").Output()
+	if err != nil {
+		return "", fmt.Errorf("apt-get indextargets: %w", err)
+	}
+	for line := range strings.Lines(string(out)) {
+		f := strings.Split(strings.TrimSpace(line), "|")
+		if len(f) == 4 && f[0] == "Debian" && f[1] == "main" && !strings.Contains(f[2], "-") {
+			return fmt.Sprintf("deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n", f[3], f[2]), nil
+		}
+	}
+	return "", errors.New("apt-get indextargets: no release of Debian is known")
+}
+
 // unpack has apt work out dependencies against an empty list of what is installed.
 func unpack(ctx context.Context, dir, arch string, packages []string) error {
 	ctx, cancel := context.WithTimeout(ctx, debianTime)
@@ -191,7 +207,11 @@ func unpack(ctx context.Context, dir, arch string, packages []string) error {
 Dir::State %[2]q; Dir::State::status %[3]q; Dir::Cache %[2]q; Dir::Etc::sourceparts "-"; Dir::Etc::sourcelist %[4]q;
 APT::Install-Recommends "false"; Acquire::Languages "none"; Acquire::Retries "2"; APT::Sandbox::User "root"; Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
 `, arch, dir, filepath.Join(dir, "status"), filepath.Join(dir, "sources"))
-	for name, text := range map[string]string{"conf": conf, "status": "", "sources": "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian bookworm main\n"} {
+	source, err := debianSource(ctx)
+	if err != nil {
+		return err
+	}
+	for name, text := range map[string]string{"conf": conf, "status": "", "sources": source} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			return err
 		}
