@@ -296,8 +296,6 @@ var skips = map[string]string{
 	"seccompgen/analyse_linux_test.go":       "programs and libraries of the machine, in Debian's places",
 	"seccompgen/coarse_test.go":              "libraries of the machine, in Debian's places",
 	"seccompgen/observed_linux_test.go":      "one program of the machine of many",
-	"seccompgen/life_linux_test.go":          "one program of the machine of many",
-	"seccompgen/natives_linux_test.go":       "libraries of the machine, in Debian's places",
 	"netpolicy/watch_linux_test.go":          "a kernel without NFQUEUE holds no answers: the weaker way has a test of its own",
 	"procmap/fuzz_test.go":                   "inputs beyond the size that is of interest",
 	"procmap/guard/guard_linux_test.go":      "programs of the machine that a jail is furnished with, and a file system that not every kernel has",

@@ -132,9 +132,7 @@ func TestLives(t *testing.T) {
 	for i, row := range lives {
 		t.Run(row.name, func(t *testing.T) {
 			for p := range strings.FieldsSeq(row.programs) {
-				if _, err := exec.LookPath(p); err != nil {
-					t.Skipf("one program of the machine of many: %v", err)
-				}
+				need.Program(t, p)
 			}
 			dir := t.TempDir()
 			for _, d := range []string{filepath.Dir(dir), dir} { // for those that change their user
