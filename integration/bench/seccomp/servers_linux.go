@@ -337,7 +337,7 @@ func driveMemcached(ctx context.Context, s *observe.Server) error {
 		}
 		return err
 	}
-	big := strings.Repeat("b", 4<<20)
+	big := strings.Repeat("b", 900<<10) // below the limit without -I
 	return steps(load, many,
 		func() error {
 			return talk(addr, fmt.Sprintf("set big 0 0 %d\r\n%s", len(big), big), "STORED", "flush_all", "OK", "stats slabs", "", "slabs automove 1", "")
