@@ -103,7 +103,7 @@ const attempts = 4
 // row runs a command line as it is, traced, and under the filter made of what is
 // allowed to the programs that it executes.
 func (c *checker) row(ctx context.Context, line string) (*verdict, error) {
-	job := observe.Job{Root: c.root, Dir: "/work", Argv: []string{"/bin/sh", "-c", line}, Env: usual, Files: input, Timeout: 60 * time.Second}
+	job := observe.Job{Root: c.root, Dir: "/desk", Argv: []string{"/bin/sh", "-c", line}, Env: usual, Files: input, Timeout: 60 * time.Second}
 	traced := job
 	traced.Trace = true
 	t, err := observe.Run(ctx, traced)
@@ -145,6 +145,8 @@ func (c *checker) row(ctx context.Context, line string) (*verdict, error) {
 			return nil, err
 		}
 		without = append(without, o)
+		// Two runs may be alike by chance, such as by a duration that they print.
+		v.alike = v.alike && same(without[0], o) == ""
 	}
 	return v, nil
 }
@@ -205,7 +207,7 @@ func (c *checker) judge(ctx context.Context, t *observe.Trace, v *verdict) ([]pl
 	var all []plan.Syscall
 	for path, seen := range t.Seen {
 		if !strings.HasPrefix(path, "/") {
-			path = filepath.Join("/work", path)
+			path = filepath.Join("/desk", path)
 		}
 		real := programs(c.files, path)
 		if real == nil {

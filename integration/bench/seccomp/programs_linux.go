@@ -30,7 +30,7 @@ func rows() []string {
 	return out
 }
 
-// input is what rows find in /work.
+// input is what rows find in /desk.
 var input = func() map[string]string {
 	var big, n strings.Builder
 	for i := range 8000 {
@@ -51,11 +51,11 @@ var input = func() map[string]string {
 		"j.json": `{"a": 1, "b": [1, 2, 3]}`, "x.xml": "<?xml version='1.0'?><a><b>t</b></a>\n", "calc": "scale=10\n4*a(1)\n2^100\n", "calc2": "3+4\n", "hex": "616263\n", "q.sql": "select count(*) from t;\n",
 		"s.xsl":       `<xsl:stylesheet version="1.0" xmlns:xsl="http://www.w3.org/1999/XSL/Transform"><xsl:template match="/"><xsl:value-of select="//b"/></xsl:template></xsl:stylesheet>`,
 		"lesskey.txt": "#command\n\\e[A back-line\n", "t.roff": ".TH T 1\n.SH NAME\nt \\- test\n.PP\nText \\fBbold\\fP.\n", "term.src": "lab|lab terminal, am, cols#80, cr=^M,\n",
-		"mail": "From: a\nTo: b\n\ntext\n", "http": "HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\nhi\n", "rs.conf": "use chroot = no\nuid = root\ngid = root\n[w]\npath = /work\nread only = no\n",
+		"mail": "From: a\nTo: b\n\ntext\n", "http": "HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\nhi\n", "rs.conf": "use chroot = no\nuid = root\ngid = root\n[w]\npath = /desk\nread only = no\n",
 	}
 	out := map[string]string{}
 	for name, text := range files {
-		out["/work/"+name] = text
+		out["/desk/"+name] = text
 	}
 	return out
 }()
