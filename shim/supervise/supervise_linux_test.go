@@ -695,12 +695,12 @@ func TestWorkerStopped(t *testing.T) {
 	w := newWorld(t)
 	in, p := w.container("waiting", fakeConfig{Plan: testPlan(record.Enforce)})
 	pid := w.ping()
-	unix.Kill(pid, unix.SIGSTOP)
+	w.pause(pid)
 	done := make(chan string, 1)
 	go func() { done <- p.do("chroot") }()
 	select {
 	case got := <-done:
-		t.Errorf("answered while nobody could: %q", got)
+		t.Fatalf("answered while nobody could: %q", got)
 	case <-time.After(200 * time.Millisecond):
 	}
 	in.kill()
@@ -717,7 +717,7 @@ func TestWorkerHung(t *testing.T) {
 	w.start()
 	_, p := w.container("hung", fakeConfig{Plan: testPlan(record.Enforce)})
 	pid := w.ping()
-	unix.Kill(pid, unix.SIGSTOP)
+	w.pause(pid)
 	p.want("chroot", "operation not permitted")
 	if after := w.ping(); after == pid {
 		t.Error("the worker was not replaced")

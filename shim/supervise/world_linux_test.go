@@ -486,6 +486,23 @@ func (w *world) stop() {
 	}
 }
 
+// pause stops every thread of a process. The signal only asks for that: a thread
+// on another cpu goes on until it is seen to be stopped.
+func (w *world) pause(pid int) {
+	w.t.Helper()
+	unix.Kill(pid, unix.SIGSTOP)
+	w.must("the process is stopped", func() bool {
+		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		for _, name := range threads {
+			if data, err := os.ReadFile(name); err == nil && !strings.Contains(string(data), ") T ") {
+				return false
+			}
+		}
+		return len(threads) > 0
+	})
+	w.t.Cleanup(func() { unix.Kill(pid, unix.SIGCONT) })
+}
+
 func gone(pid int) bool {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	return err != nil || strings.Contains(string(data), ") Z ")
@@ -640,6 +657,8 @@ type process struct {
 	in  io.WriteCloser
 	out *bufio.Scanner
 	mu  sync.Mutex
+
+	stdout io.Closer
 }
 
 func (w *world) container(id string, c fakeConfig) (*inside, *process) {
@@ -682,7 +701,7 @@ func (in *inside) run(cmd *exec.Cmd, talks bool) *process {
 	p.in, _ = cmd.StdinPipe()
 	stdout, _ := cmd.StdoutPipe()
 	cmd.Stderr = os.Stderr
-	p.out = bufio.NewScanner(stdout)
+	p.out, p.stdout = bufio.NewScanner(stdout), stdout
 	if err := cmd.Start(); err != nil {
 		in.w.t.Fatal(err)
 	}
@@ -696,7 +715,10 @@ func (in *inside) run(cmd *exec.Cmd, talks bool) *process {
 }
 
 func (p *process) read() string {
-	timer := time.AfterFunc(40*time.Second, func() { p.cmd.Process.Kill() })
+	timer := time.AfterFunc(40*time.Second, func() {
+		p.cmd.Process.Kill()
+		p.stdout.Close() // a child of it may hold the other end
+	})
 	defer timer.Stop()
 	if !p.out.Scan() {
 		return "(ended)"
