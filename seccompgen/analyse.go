@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"debug/elf"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -85,9 +86,9 @@ func Analyse(ctx context.Context, root *rootfs.Root, req Request, cache Cache) (
 	if err != nil {
 		return Result{}, err
 	}
-	if !slices.Contains(slices.Collect(maps.Values(r.seen)), unsure) {
-		if b, err := json.Marshal(answer{res, r.seen}); err == nil {
-			cache.Put(key, b)
+	if all, ok := r.sights(); ok {
+		if b, err := json.Marshal(res); err == nil {
+			cache.Put(key, all.encode(append(binary.BigEndian.AppendUint32(nil, uint32(len(b))), b...)))
 		}
 	}
 	return res, nil
@@ -107,17 +108,18 @@ func answered(root *rootfs.Root, key string, cache Cache) (Result, bool) {
 	if !ok {
 		return Result{}, false
 	}
-	var hit answer
-	if json.Unmarshal(b, &hit) != nil || !unchanged(root, hit.Seen) {
+	if len(b) < 4 {
 		return Result{}, false
 	}
-	return hit.Result, true
-}
-
-// answer is the cached form of a result, with all that it depends on.
-type answer struct {
-	Result Result
-	Seen   map[string]string
+	n := binary.BigEndian.Uint32(b)
+	if b = b[4:]; n > uint32(len(b)) || !newReader(root).unchanged(b[n:]) {
+		return Result{}, false
+	}
+	var res Result
+	if json.Unmarshal(b[:n], &res) != nil {
+		return Result{}, false
+	}
+	return res, true
 }
 
 // requestKey names a request by its words and the identity of its programs.

@@ -370,12 +370,12 @@ func TestIdentityIsNotTrustedWhereSomebodyElseMakesIt(t *testing.T) {
 		t.Errorf("a file that was just written is known as %q", r.seen["/p"])
 	}
 	grownOld()
-	if id := r.identity("", st); id == unsure {
+	if id := r.identity(st); id == unsure {
 		t.Fatalf("no file system here is one whose times the kernel keeps: %q", id)
 	}
 	other := *st
 	other.Dev++
-	if id := r.identity("", &other); id != unsure {
+	if id := r.identity(&other); id != unsure {
 		t.Errorf("a file on a volume that was never looked at is known as %q", id)
 	}
 }

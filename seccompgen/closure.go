@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -16,11 +17,15 @@ import (
 )
 
 // reader reads the image and remembers what it looked at, so that a cached
-// result can be checked against the image without reading it again.
+// result can be checked against the image without reading it again (sights.go).
 type reader struct {
 	root *rootfs.Root
-	seen map[string]string // path → identity, "" where nothing is
-	size map[string]int64  // of files, by path free of symbolic links
+	// seen are the names that were looked up: where each leads and the identity
+	// of what is there, isDir, or "" where nothing is.
+	seen    map[string]string
+	lists   map[string]listing // directories that were read, by path free of symbolic links
+	partial bool               // something was left out that may be there another time
+	size    map[string]int64   // of files, by path free of symbolic links
 	// What was looked at before: one answer holds for a whole analysis.
 	stats map[string]stat
 	dirs  map[string][]fs.DirEntry
@@ -32,7 +37,7 @@ type stat struct {
 }
 
 func newReader(root *rootfs.Root) *reader {
-	return &reader{root: root, seen: map[string]string{}, size: map[string]int64{}, stats: map[string]stat{}, dirs: map[string][]fs.DirEntry{}}
+	return &reader{root: root, seen: map[string]string{}, lists: map[string]listing{}, size: map[string]int64{}, stats: map[string]stat{}, dirs: map[string][]fs.DirEntry{}}
 }
 
 // unsure is the identity of a file that has none to rely on.
@@ -46,12 +51,26 @@ const unsure = "?"
 //
 // A file that changed a moment ago could change again within the same tick of
 // the kernel's clock, and look the same: it has no identity yet.
-func (r *reader) identity(p string, st *unix.Stat_t) string {
+//
+// Of an empty file everything is known: it has the same identity everywhere, at once.
+func (r *reader) identity(st *unix.Stat_t) string {
 	v, known := r.root.Volume(st.Dev)
-	if !known || !v.Keeps(st) || fresh(st.Ctim, time.Now()) {
+	if !known || !v.Keeps(st) {
 		return unsure
 	}
-	return fmt.Sprintf("%s %o %d %d %d.%d %s", p, st.Mode, st.Ino, st.Size, st.Ctim.Sec, st.Ctim.Nsec, v.ID)
+	var b [128]byte
+	out := strconv.AppendUint(b[:0], uint64(st.Mode), 8)
+	if st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size == 0 {
+		return string(append(out, " empty"...))
+	}
+	if fresh(st.Ctim, time.Now()) {
+		return unsure
+	}
+	out = strconv.AppendUint(append(out, ' '), st.Ino, 10)
+	out = strconv.AppendInt(append(out, ' '), st.Size, 10)
+	out = strconv.AppendInt(append(out, ' '), st.Ctim.Sec, 10)
+	out = strconv.AppendInt(append(out, '.'), st.Ctim.Nsec, 10)
+	return string(append(append(out, ' '), v.ID...))
 }
 
 // fresh: the kernel's clock for times of files ticks at least every 10 ms; file
@@ -74,9 +93,19 @@ func (r *reader) stat(name string) (string, *unix.Stat_t, bool) {
 		r.seen[name], r.stats[name] = "", stat{}
 		return "", nil, false
 	}
-	r.seen[name], r.stats[name] = r.identity(p, &st), stat{p, &st}
+	r.seen[name], r.stats[name] = r.sees(p, &st), stat{p, &st}
 	r.size[p] = st.Size
 	return p, &st, true
+}
+
+func (r *reader) sees(p string, st *unix.Stat_t) string {
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return isDir
+	}
+	if id := r.identity(st); id != unsure {
+		return p + " " + id
+	}
+	return unsure
 }
 
 func (r *reader) regular(name string) (string, *unix.Stat_t, bool) {
@@ -88,7 +117,8 @@ func (r *reader) regular(name string) (string, *unix.Stat_t, bool) {
 }
 
 func (r *reader) dir(name string) ([]fs.DirEntry, bool) {
-	if _, st, ok := r.stat(name); !ok || st.Mode&unix.S_IFMT != unix.S_IFDIR {
+	p, st, ok := r.stat(name)
+	if !ok || st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		return nil, false
 	}
 	entries, ok := r.dirs[name]
@@ -97,9 +127,11 @@ func (r *reader) dir(name string) ([]fs.DirEntry, bool) {
 	}
 	entries, err := r.root.ReadDir(name, 0)
 	if err != nil {
+		r.partial = true
 		return nil, false
 	}
 	r.dirs[name] = entries
+	r.lists[p] = listingOf(r.identity(st), entries)
 	slices.SortFunc(entries, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
 	return entries, true
 }
@@ -113,18 +145,6 @@ func (r *reader) text(name string) string {
 		return ""
 	}
 	return string(b)
-}
-
-// unchanged tells whether everything that was looked at is still the same.
-func unchanged(root *rootfs.Root, seen map[string]string) bool {
-	r := newReader(root)
-	for name, id := range seen {
-		r.stat(name)
-		if r.seen[name] != id || id == unsure {
-			return false
-		}
-	}
-	return true
 }
 
 // MissingLibrary is a library that the loader would not find either.

@@ -146,11 +146,13 @@ func (l *loader) natives() []native {
 	l.walked = true
 	var files []string
 	walked := 0
+	left := map[string]bool{} // directories that the walk is still to come to
 	err := l.r.root.Walk(func(dir string, st *unix.Stat_t, entries []fs.DirEntry) (into []string, err error) {
 		if walked++; walked > maxWalked || len(files) > maxNatives || len(l.texts) > maxScripts || len(entries) >= rootfs.MaxEntries || l.ctx.Err() != nil {
 			return nil, errTooMany
 		}
-		l.r.seen[dir] = l.r.identity(dir, st)
+		delete(left, dir)
+		l.r.lists[dir] = listingOf(l.r.identity(st), entries)
 		compiled := path.Base(dir) == "__pycache__"                                                                   // Python takes nothing from there without the source (PEP 3147)
 		data := (strings.HasPrefix(dir, "/usr/share/") || strings.HasPrefix(dir, "/var/")) && path.Base(dir) != "bin" // programs without an extension do not lie there
 		for _, e := range entries {
@@ -159,6 +161,7 @@ func (l *loader) natives() []native {
 			case e.IsDir():
 				if !skipped[path.Join(dir, name)] && name != ".git" && name != ".cache" {
 					into = append(into, name)
+					left[path.Join(dir, name)] = true
 				}
 			case e.Type()&^fs.ModeSymlink == 0 && isLibrary(name):
 				if p, _, ok := l.r.regular(path.Join(dir, name)); ok {
@@ -171,8 +174,10 @@ func (l *loader) natives() []native {
 		return into, nil
 	})
 	l.unseen = err != nil
+	// One that could not be gone into, or that something is mounted on.
+	l.r.partial = l.r.partial || err == nil && len(left) > 0
 	slices.Sort(files)
-	left := maxUses
+	names := maxUses
 	for _, file := range slices.Compact(files) {
 		f, err := l.r.root.Open(file)
 		if err != nil {
@@ -196,17 +201,17 @@ func (l *loader) natives() []native {
 					n.kinds |= m.kind
 				}
 			}
-			if !claimed && !s.Defined && left > 0 {
+			if !claimed && !s.Defined && names > 0 {
 				if n.uses == nil {
 					n.uses = map[string]bool{}
 				}
-				left--
+				names--
 				n.uses[string(s.Name)] = true
 			}
 		}
 		l.all = append(l.all, n)
 	}
-	if left == 0 {
+	if names == 0 {
 		l.unseen = true
 	}
 	return l.all

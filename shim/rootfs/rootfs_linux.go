@@ -157,12 +157,8 @@ func (r *Root) openPath(name string, flags uint64) (int, error) {
 		}
 		return fd, nil
 	}
-	rel := strings.TrimLeft(name, "/")
-	if rel == "" {
-		rel = "."
-	}
 	for range 64 {
-		fd, err := unix.Openat2(int(r.dir.Fd()), rel, &how)
+		fd, err := unix.Openat2(int(r.dir.Fd()), below(name), &how)
 		if err == unix.EAGAIN || err == unix.EINTR { // a rename somewhere raced with ".."
 			continue
 		}
@@ -255,6 +251,45 @@ func (r *Root) stat(name string, flags uint64) (string, unix.Stat_t, error) {
 	}
 	r.noteVolume(fd, st.Dev)
 	return r.pathOf(fd, name), st, nil
+}
+
+// Given tells whether Put put a file there. The path is clean.
+func (r *Root) Given(name string) bool { return r.instead[name] != nil }
+
+// At describes the very entry that a path names which is free of symbolic
+// links, in one system call. It resolves nothing: where an element before the
+// last is a link it may answer for a file outside of the root, so that callers
+// look at the elements first, and read nothing by its word.
+func (r *Root) At(name string) (unix.Stat_t, error) {
+	var st unix.Stat_t
+	err := unix.Fstatat(int(r.dir.Fd()), below(name), &st, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT)
+	if err != nil {
+		return st, &fs.PathError{Op: "stat", Path: name, Err: err}
+	}
+	if _, ok := r.volumes.Load(st.Dev); !ok {
+		if _, _, err := r.stat(name, unix.O_NOFOLLOW); err != nil {
+			return st, err
+		}
+	}
+	return st, nil
+}
+
+// LinkAt says where the symbolic link leads that a path names, as At.
+func (r *Root) LinkAt(name string) (string, error) {
+	var b [unix.PathMax]byte
+	n, err := unix.Readlinkat(int(r.dir.Fd()), below(name), b[:])
+	if err != nil {
+		return "", &fs.PathError{Op: "readlink", Path: name, Err: err}
+	}
+	return string(b[:n]), nil
+}
+
+// below makes a path relative to the root directory.
+func below(name string) string {
+	if rel := strings.TrimLeft(name, "/"); rel != "" {
+		return rel
+	}
+	return "."
 }
 
 // MaxEntries is how many entries of a directory are listed at most.

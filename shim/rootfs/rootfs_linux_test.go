@@ -158,3 +158,46 @@ func TestWalkStaysInside(t *testing.T) {
 		t.Errorf("an end asked for: %v", err)
 	}
 }
+
+func TestAtSaysWhatTheEntryItselfIs(t *testing.T) {
+	dir := t.TempDir()
+	for _, err := range []error{os.MkdirAll(dir+"/a/b", 0o755), os.WriteFile(dir+"/a/f", []byte("x"), 0o600), os.Symlink("/a/f", dir+"/l")} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	r, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	for name, want := range map[string]uint32{"/": unix.S_IFDIR, "/a": unix.S_IFDIR, "/a/b": unix.S_IFDIR, "/a/f": unix.S_IFREG, "/l": unix.S_IFLNK} {
+		st, err := r.At(name)
+		if err != nil || st.Mode&unix.S_IFMT != want {
+			t.Errorf("%s: mode %o, %v", name, st.Mode, err)
+		}
+		if _, known := r.Volume(st.Dev); !known {
+			t.Errorf("%s: its volume is not known", name)
+		}
+	}
+	if _, err := r.At("/a/x"); !errors.Is(err, unix.ENOENT) {
+		t.Error(err)
+	}
+	if _, err := r.At("/a/f/x"); !errors.Is(err, unix.ENOTDIR) {
+		t.Error(err)
+	}
+	if to, err := r.LinkAt("/l"); to != "/a/f" || err != nil {
+		t.Errorf("%q, %v", to, err)
+	}
+	if _, err := r.LinkAt("/a/f"); err == nil {
+		t.Error("a file has a target")
+	}
+	f, err := os.Open(dir + "/a/f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Put("/opt/p", f)
+	if !r.Given("/opt/p") || r.Given("/a/f") {
+		t.Error("what was put there is not told apart")
+	}
+}
