@@ -157,13 +157,14 @@ type builder struct {
 	// byShell are programs that one which serves can only start through
 	// /bin/sh: followed to the end if the shell may serve too.
 	byShell []func()
+	scanned map[objectKey]scanned
 }
 
 func newBuilder(ctx context.Context, root *rootfs.Root, d *declared.Declared) *builder {
 	return &builder{
 		ctx: ctx, view: newView(root, d.Mounts), d: d,
 		processes: map[processKey]*plan.Process{}, programs: map[processKey]*Program{}, args: map[processKey]commandLines{},
-		main: map[string]bool{}, seen: map[string]bool{}, noted: map[string]bool{},
+		main: map[string]bool{}, seen: map[string]bool{}, noted: map[string]bool{}, scanned: map[objectKey]scanned{},
 	}
 }
 

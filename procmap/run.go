@@ -13,6 +13,7 @@ import (
 
 	"github.com/declarun/declarun/procmap/elfstrings"
 	"github.com/declarun/declarun/shim/record"
+	"github.com/declarun/declarun/shim/rootfs"
 )
 
 // run is one execution of a program to be followed.
@@ -396,10 +397,10 @@ func (b *builder) serve(o *object, r *run) {
 func (b *builder) enter(o *object, f io.ReaderAt, r *run, phase, calls record.Phase) (*elfstrings.Program, error) {
 	b.allow(o, r, phase, r.origins...)
 	dir := path.Dir(o.path)
-	var filter func(string) bool
+	var names map[string]bool
 	shared := sharedDir(dir)
 	if !shared || phase == record.Starting {
-		names := map[string]bool{}
+		names = map[string]bool{}
 		// What a program of a shared directory names is only believed of one that
 		// a declaration runs: names like "sort" and "file" are also words.
 		if r.helper == 0 || !shared {
@@ -407,10 +408,9 @@ func (b *builder) enter(o *object, f io.ReaderAt, r *run, phase, calls record.Ph
 				names[n] = true
 			}
 		}
-		filter = func(s string) bool { return names[s] }
 	}
 	exists := func(s string) bool { o, err := b.view.stat(s); return err == nil && o.executable() }
-	p, err := elfstrings.Read(f, filter, exists)
+	p, err := b.program(o, f, names, exists)
 	if err != nil {
 		if r.first {
 			return nil, &FormatError{Path: o.path, Reason: err.Error(), Way: "check that " + o.path + " was copied whole and is built for this machine"}
@@ -436,6 +436,32 @@ func (b *builder) enter(o *object, f io.ReaderAt, r *run, phase, calls record.Ph
 	}
 	b.loader(li, r, phase, record.Origin{Source: record.FromFile, At: o.path, Text: "ELF interpreter of " + o.path})
 	return p, nil
+}
+
+// program reads what an ELF file says it may start. Each file is read once: a
+// script runs the same few programs over and over.
+func (b *builder) program(o *object, f io.ReaderAt, names map[string]bool, exists func(string) bool) (*elfstrings.Program, error) {
+	k := objectKey{o.root, o.name}
+	had, known := b.scanned[k]
+	if !known {
+		had.file, had.err = elfstrings.Scan(f)
+		b.scanned[k] = had
+	}
+	if had.err != nil {
+		return nil, had.err
+	}
+	return had.file.Program(names, exists), nil
+}
+
+// objectKey is a file, wherever it is seen.
+type objectKey struct {
+	root *rootfs.Root
+	name string
+}
+
+type scanned struct {
+	file *elfstrings.File
+	err  error
 }
 
 // sharedDir tells whether programs of many packages live in a directory: then

@@ -2,6 +2,7 @@ package procmap
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path"
@@ -23,6 +24,8 @@ type view struct {
 	mounts []*mount // longest destination first
 	stats  map[string]statResult
 	looked map[string]*object
+	listed map[string][]string // by limit and directory
+	kept   int                 // names in it
 }
 
 type statResult struct {
@@ -66,7 +69,7 @@ func (o *object) host() string {
 }
 
 func newView(root *rootfs.Root, mounts []declared.Mount) *view {
-	v := &view{root: root, stats: map[string]statResult{}, looked: map[string]*object{}}
+	v := &view{root: root, stats: map[string]statResult{}, looked: map[string]*object{}, listed: map[string][]string{}}
 	for _, m := range mounts {
 		dest := path.Clean("/" + m.Destination)
 		if dest == "/" {
@@ -277,8 +280,21 @@ func (v *view) lookPath(command, searchPath, cwd string) *object {
 
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// names lists a directory of the view, sorted; at most limit of them.
+// names lists a directory of the view, sorted; at most limit of them. The list
+// is not to be changed.
 func (v *view) names(dir string, limit int) []string {
+	key := fmt.Sprintf("%d %s", limit, dir)
+	names, known := v.listed[key]
+	if !known {
+		names = v.namesUncached(dir, limit)
+		if v.kept += len(names); v.kept < 100_000 {
+			v.listed[key] = names
+		}
+	}
+	return names
+}
+
+func (v *view) namesUncached(dir string, limit int) []string {
 	o, err := v.stat(dir)
 	if err != nil || !o.dir() {
 		return nil

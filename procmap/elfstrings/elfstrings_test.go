@@ -5,13 +5,14 @@ import (
 	"errors"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/declarun/declarun/procmap/internal/elftest"
 )
 
 func TestRead(t *testing.T) {
-	all := func(string) bool { return true }
+	all := map[string]bool{"cat": true, "postgres": true, "two words": true, "-c": true, "": true, strings.Repeat("x", 100): true}
 	tests := []struct {
 		claim        string
 		in           elftest.Program
@@ -74,7 +75,7 @@ func FuzzRead(f *testing.F) {
 	f.Add(elftest.Build(elftest.Program{Go: "/usr/bin/git"}))
 	f.Add([]byte("\x7fELF\x02\x01\x01"))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		p, err := Read(bytes.NewReader(data), func(string) bool { return true }, func(string) bool { return true })
+		p, err := Read(bytes.NewReader(data), map[string]bool{"x": true, "git": true, string(data): true}, func(string) bool { return true })
 		if err == nil && len(p.Paths)+len(p.Names) > 2*maxFound {
 			t.Error("more was found than may be")
 		}
