@@ -46,6 +46,10 @@ type Request struct {
 	// there are not read: what an interpreter's syscall builtin is asked for by
 	// them is not known.
 	Mounted []string
+	// Answered is what the machine that they run on, and the engine's profile,
+	// are known to do: of Answerable, the calls that do not fail with ENOSYS,
+	// and VDSO. See Machine.
+	Answered []string
 	// ExtraLibraries are opened at run time: paths, or names that the loader finds.
 	ExtraLibraries []string
 }
@@ -129,7 +133,7 @@ func requestKey(r *reader, req Request) string {
 	env := slices.DeleteFunc(slices.Clone(req.Env), func(kv string) bool {
 		return !strings.HasPrefix(kv, "LD_") && !strings.HasPrefix(kv, "LANG") && !strings.HasPrefix(kv, "LC_")
 	})
-	if err := enc.Encode([]any{req.Programs, env, req.Immutable, req.Changeable, req.Mounted, req.ExtraLibraries}); err != nil {
+	if err := enc.Encode([]any{req.Programs, env, req.Immutable, req.Changeable, req.Mounted, req.Answered, req.ExtraLibraries}); err != nil {
 		return ""
 	}
 	for _, p := range req.Programs {
@@ -155,9 +159,37 @@ func analyse(ctx context.Context, r *reader, req Request, cache Cache) (Result, 
 	return out, err
 }
 
-// settle analyses until no further function turns out to take a call number. It
-// gives what is known of every file, too.
+// settle analyses, and takes what the kernel answers for granted only where no
+// program can have another answer given to what it starts. It gives what is
+// known of every file, too.
 func settle(ctx context.Context, r *reader, req Request, cache Cache) (*store, Result, error) {
+	st, out, err := grow(ctx, r, req, cache)
+	if err == nil && len(req.Answered) > 0 && filters(out) {
+		req.Answered = nil
+		return grow(ctx, r, req, cache)
+	}
+	return st, out, err
+}
+
+// filters tells whether a program may load a seccomp filter of its own, or
+// change what the kernel does for a process that it traces.
+func filters(out Result) bool {
+	for _, c := range out.Calls {
+		switch c.Name {
+		case "seccomp", "ptrace":
+			return true
+		case "prctl":
+			held := slices.IndexFunc(c.Args, func(a plan.Arg) bool { return a.Index == 0 && a.Proved() })
+			if held < 0 || slices.ContainsFunc(c.Args[held].Values, func(v plan.ArgValue) bool { return v.Value == unix.PR_SET_SECCOMP }) {
+				return true
+			}
+		}
+	}
+	return len(out.Unresolved) > 0
+}
+
+// grow analyses until no further function turns out to take a call number.
+func grow(ctx context.Context, r *reader, req Request, cache Cache) (*store, Result, error) {
 	st := newStore(r, cache, req.Programs)
 	defer st.wait()
 	for range maxKnown {
@@ -218,6 +250,10 @@ func (st *store) result(ctx context.Context, r *reader, req Request) (Result, er
 	var out Result
 	out.Machine = st.conventions().goarch
 	l := newLoader(ctx, r, st, req.Env)
+	answered := req.Answered
+	if out.Machine != "amd64" { // others' vDSO has not the same functions
+		answered = slices.DeleteFunc(slices.Clone(answered), func(a string) bool { return a == VDSO })
+	}
 	type found struct {
 		phase   record.Phase
 		origins []record.Origin
@@ -248,7 +284,7 @@ func (st *store) result(ctx context.Context, r *reader, req Request) (Result, er
 			sites[plan.Site{File: p.Path, Reason: "a 32-bit program is not analysed"}] = true
 			continue
 		}
-		l.req, l.running = &req, &p
+		l.req, l.running, l.answered = &req, &p, answered
 		g, err := l.graph(p.Path, req.ExtraLibraries)
 		if err != nil {
 			return out, err
@@ -331,6 +367,7 @@ func (l *loader) graph(file string, extra []string) (*graph, error) {
 		return nil, err
 	}
 	g := link(l.store.syms, c.mods, l.env)
+	g.answered = l.answered
 	g.run()
 	for range 8 {
 		before := len(c.mods)

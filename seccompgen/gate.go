@@ -1,6 +1,11 @@
 package seccompgen
 
-import "strings"
+import (
+	"slices"
+	"strings"
+
+	"github.com/declarun/declarun/seccompgen/sysno"
+)
 
 // gate is something in a library that does nothing unless something else is
 // used first. A call graph cannot know: it sees that every lock of a mutex may
@@ -14,18 +19,30 @@ type gate struct {
 	lib string // how the library's name begins
 
 	// One of these is behind the gate: system calls that the library makes,
-	// one of its functions when called from inside, or what it uses of others.
-	calls    []string
-	function string
-	imports  []string
+	// some of its functions when called from inside, or what it uses of others.
+	calls     []string
+	functions []string
+	imports   []string
+	// beside narrows calls and functions to those made by a function that makes
+	// this system call itself.
+	beside string
 
 	// opened by any of these functions of the library being used from outside,
 	// or by a variable of the environment; interpreter is true where the
-	// library being a program of its own opens it.
+	// library being a program of its own opens it; needs is what the machine
+	// must be known to answer (Request.Answered), or it is open.
 	by          []string
 	env         string
 	interpreter bool
+	needs       string
 }
+
+// VDSO in Request.Answered: the kernel maps its vDSO into every process.
+const VDSO = "vdso"
+
+// Answerable are the system calls that Request.Answered may name: what is only
+// done where one of them fails with ENOSYS is then not counted.
+var Answerable = []string{"faccessat2", "getrandom"}
 
 var gates = []gate{
 	{
@@ -54,9 +71,87 @@ var gates = []gate{
 	{
 		// A thread that ends takes back the Sun RPC services that it
 		// registered (sunrpc/svc.c: __rpc_thread_svc_cleanup).
-		lib:      "libc.so.6",
-		function: "svc_unregister",
-		by:       []string{"svc_unregister", "svc_register", "registerrpc"},
+		lib:       "libc.so.6",
+		functions: []string{"svc_unregister"},
+		by:        []string{"svc_unregister", "svc_register", "registerrpc"},
+	},
+	{
+		// time(2): the symbol is resolved to the vDSO's function, which only
+		// reads memory (lib/vdso/gettimeofday.c: __cvdso_time_data), and to a
+		// function that makes the call where there is no vDSO
+		// (sysdeps/unix/sysv/linux/time.c, before 2.31 …/x86/time.c). The vDSO's
+		// gettimeofday and clock_gettime do make the call, with a clock source
+		// that cannot be read from user space: they have no gate.
+		lib:   "libc.so.6",
+		calls: []string{"time"},
+		needs: VDSO,
+	},
+	{
+		// getcpu(2): made where the vDSO has no such function, or that answers
+		// ENOSYS; x86's reads a segment limit or a register
+		// (arch/x86/include/asm/vdso/processor.h: vdso_read_cpunode).
+		lib:   "libc.so.6",
+		calls: []string{"getcpu"},
+		needs: VDSO,
+	},
+	{
+		// The loader's --list-diagnostics (elf/dl-diagnostics.c). Before glibc
+		// 2.26 it also asked where the vDSO had no note with the kernel's version.
+		lib:         "ld-linux",
+		calls:       []string{"uname"},
+		interpreter: true,
+		needs:       VDSO,
+	},
+	{
+		// Closing what popen opened: only popen makes a stream with these
+		// functions (libio/iopopen.c), every stream's function table lies beside
+		// theirs.
+		lib:       "libc.so.6",
+		functions: []string{"_IO_proc_close"},
+		by:        []string{"popen", "_IO_popen", "_IO_proc_open", "_IO_proc_close"},
+	},
+	{
+		// Questions to name servers. The functions of a name service are asked
+		// for by name (nss/nsswitch.c: __nss_lookup_function), and the one for
+		// DNS has none but these (nss/nss_module.c, resolv/nss_dns): whoever looks
+		// up users leads to the table that they are in, and to none of them.
+		lib: "libc.so.6",
+		functions: []string{
+			"_nss_dns_getcanonname_r", "_nss_dns_gethostbyaddr2_r", "_nss_dns_gethostbyaddr_r", "_nss_dns_gethostbyname2_r", "_nss_dns_gethostbyname3_r",
+			"_nss_dns_gethostbyname4_r", "_nss_dns_gethostbyname_r", "_nss_dns_getnetbyaddr_r", "_nss_dns_getnetbyname_r",
+		},
+		by: []string{
+			"getaddrinfo", "getnameinfo", "gethostbyname", "gethostbyname_r", "gethostbyname2", "gethostbyname2_r", "gethostbyaddr", "gethostbyaddr_r",
+			"getnetbyname", "getnetbyname_r", "getnetbyaddr", "getnetbyaddr_r",
+			// What asks for hosts itself.
+			"__ivaliduser", "authdes_create", "authdes_pk_create", "callrpc", "clnt_create", "getaddrinfo_a", "gethostid", "getrpcport", "iruserok", "iruserok_af",
+			"key_decryptsession", "key_decryptsession_pk", "key_encryptsession", "key_encryptsession_pk", "key_get_conv", "key_secretkey_is_set", "key_setnet",
+			"key_setsecret", "rcmd", "rcmd_af", "rexec", "rexec_af", "ruserok", "ruserok_af",
+			// Sun RPC, whose functions are in tables that lead to each other.
+			"__libc_clntudp_bufcreate", "__libc_rpc_getport", "_authenticate", "authnone_create", "authunix_create", "authunix_create_default", "clnt_broadcast",
+			"clntraw_create", "clnttcp_create", "clntudp_bufcreate", "clntudp_create", "clntunix_create", "key_gendes", "pmap_getmaps", "pmap_getport", "pmap_rmtcall",
+			"pmap_set", "pmap_unset", "registerrpc", "svc_getreq", "svc_getreq_common", "svc_getreq_poll", "svc_getreqset", "svc_register", "svc_run", "svc_unregister",
+			"svcfd_create", "svcraw_create", "svctcp_create", "svcudp_bufcreate", "svcudp_create", "svcunix_create", "svcunixfd_create", "xdr_replymsg", "xdrrec_create",
+			// What gives the functions of a name service to somebody else.
+			"__nss_lookup_function", "__nss_hosts_lookup2", "__nss_networks_lookup2", "__nss_lookup", "__nss_next2",
+		},
+	},
+	{
+		// Random numbers where there is no getrandom(2) (stdlib/arc4random.c).
+		lib:   "libc.so.6",
+		calls: []string{"ppoll"},
+		by:    []string{"ppoll", "__ppoll_chk"},
+		needs: "getrandom",
+	},
+	{
+		// faccessat with flags, where there is no faccessat2(2)
+		// (sysdeps/unix/sysv/linux/faccessat.c of glibc 2.33 and later): the
+		// older call, or what the kernel would look at, looked at one by one.
+		lib:       "libc.so.6",
+		calls:     []string{"faccessat"},
+		functions: []string{"group_member", "getuid", "geteuid", "getgid", "getegid"},
+		beside:    "faccessat2",
+		needs:     "faccessat2",
 	},
 	{
 		// The loader executes a program only when it was executed by itself
@@ -78,7 +173,8 @@ var gates = []gate{
 		// every kernel that declarun runs on has. The segment is asked for
 		// before the version of the kernel, and left alone from Linux 4.8 on.
 		lib:     "libcrypto.so.",
-		imports: []string{"shmget", "shmat", "shmdt"},
+		imports: []string{"shmget", "shmat", "shmdt", "select"},
+		needs:   "getrandom",
 	},
 }
 
@@ -90,7 +186,7 @@ func (g *gate) of(m *module) bool {
 func (g *graph) open(k int, i int32) bool {
 	t := &gates[k]
 	m := g.mods[i]
-	if m.exported || t.interpreter && i == 0 {
+	if m.exported || t.interpreter && i == 0 || t.needs != "" && !slices.Contains(g.answered, t.needs) {
 		return true
 	}
 	if t.env != "" {
@@ -106,18 +202,26 @@ func (g *graph) open(k int, i int32) bool {
 	return false
 }
 
-// counts tells whether a site of module i can be reached, as far as gates know.
-func (g *graph) counts(i int32, name string) bool {
+// counts tells whether a site of function n can be reached, as far as gates know.
+func (g *graph) counts(n node, name string) bool {
 	for k := range gates {
-		if gates[k].of(g.mods[i]) {
-			for _, c := range gates[k].calls {
-				if c == name && !g.open(k, i) {
-					return false
-				}
-			}
+		t := &gates[k]
+		if t.of(g.mods[n.mod]) && slices.Contains(t.calls, name) && g.before(k, n) && !g.open(k, n.mod) {
+			return false
 		}
 	}
 	return true
+}
+
+// before tells whether a function is one that a gate is about.
+func (g *graph) before(k int, n node) bool {
+	if gates[k].beside == "" {
+		return true
+	}
+	return slices.ContainsFunc(g.mods[n.mod].sum.Funcs[n.fn].Sites, func(s site) bool {
+		name, ok := sysno.Name("amd64", int(s.Nr))
+		return ok && s.Reason == "" && name == gates[k].beside
+	})
 }
 
 // shut lists the functions and imports of a module that are behind gates, by
@@ -128,14 +232,12 @@ func (g *graph) shut(i int32) (functions, imports map[int32]int) {
 		if !t.of(g.mods[i]) {
 			continue
 		}
-		if t.function != "" {
-			for _, e := range g.mods[i].sum.Exports {
-				if e.Name == t.function {
-					if functions == nil {
-						functions = map[int32]int{}
-					}
-					functions[e.Func] = k
+		for _, e := range g.mods[i].sum.Exports {
+			if slices.Contains(t.functions, e.Name) {
+				if functions == nil {
+					functions = map[int32]int{}
 				}
+				functions[e.Func] = k
 			}
 		}
 		for _, name := range t.imports {
@@ -150,6 +252,13 @@ func (g *graph) shut(i int32) (functions, imports map[int32]int) {
 		}
 	}
 	return functions, imports
+}
+
+// closed tells whether a gate keeps function n of the library from going on to
+// its function to.
+func (g *graph) closed(n node, to int32) (gate int, closed bool) {
+	k, ok := g.gated[n.mod][0][to]
+	return k, ok && g.before(k, n) && !g.open(k, n.mod)
 }
 
 // unlock goes on behind gates that have opened, and tells whether any has.

@@ -80,6 +80,8 @@ type graph struct {
 	parent [][]node
 	queue  []node
 	env    map[string]string
+	// answered is what the machine is known to answer.
+	answered []string
 	// Behind gates, by module: functions and imports; and edges that led there.
 	gated [][2]map[int32]int
 	held  []passage
@@ -143,10 +145,10 @@ func (g *graph) drain() {
 	for k := 0; k < len(g.queue); k++ {
 		n := g.queue[k]
 		f := &g.mods[n.mod].sum.Funcs[n.fn]
-		functions, imports := g.gated[n.mod][0], g.gated[n.mod][1]
+		imports := g.gated[n.mod][1]
 		outside := !isLibc(g.mods[n.mod])
 		for _, c := range f.Calls {
-			if t, ok := functions[c]; ok && !g.open(t, n.mod) {
+			if t, closed := g.closed(n, c); closed {
 				g.held = append(g.held, passage{n, node{n.mod, c}, t})
 				continue
 			}
@@ -286,7 +288,7 @@ func (g *graph) calls(arch string) (calls []call, unresolved []unresolved) {
 				if !ok {
 					continue // no such call: the kernel answers ENOSYS whatever the filter says
 				}
-				if !byName[name] && g.counts(int32(i), name) {
+				if !byName[name] && g.counts(node{int32(i), int32(k)}, name) {
 					byName[name] = true
 					calls = append(calls, call{name, g.origin(node{int32(i), int32(k)}, s)})
 				}

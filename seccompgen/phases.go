@@ -138,9 +138,9 @@ func (l *later) drain() {
 	for k := 0; k < len(l.queue); k++ {
 		n := l.queue[k]
 		f := &l.g.mods[n.mod].sum.Funcs[n.fn]
-		functions, imports := l.g.gated[n.mod][0], l.g.gated[n.mod][1]
+		imports := l.g.gated[n.mod][1]
 		for _, c := range f.Calls {
-			if t, ok := functions[c]; !ok || l.g.open(t, n.mod) {
+			if _, closed := l.g.closed(n, c); !closed {
 				l.mark(node{n.mod, c})
 			}
 		}

@@ -49,11 +49,16 @@ type Declared struct {
 	ReadonlyRoot bool `json:"readonly_root"`
 	// StorageHeld: the site has storage enforced, so that of a known image only
 	// what the plan says is writable.
-	StorageHeld bool         `json:"storage_held,omitempty"`
-	Network     NetNamespace `json:"network"`
-	UserNS      bool         `json:"user_namespace"`
-	HostPID     bool         `json:"host_pid,omitempty"`
-	HostIPC     bool         `json:"host_ipc,omitempty"`
+	StorageHeld bool `json:"storage_held,omitempty"`
+	// Elsewhere: what is planned will run on machines that are not known.
+	Elsewhere bool `json:"elsewhere,omitempty"`
+	// Answered is what the machine and the engine's profile are known to answer
+	// (seccompgen.Request).
+	Answered []string     `json:"answered,omitempty"`
+	Network  NetNamespace `json:"network"`
+	UserNS   bool         `json:"user_namespace"`
+	HostPID  bool         `json:"host_pid,omitempty"`
+	HostIPC  bool         `json:"host_ipc,omitempty"`
 	// Resolvers are the name servers that the container's resolv.conf names,
 	// with the engine's "ExtServers" comment included.
 	Resolvers []netip.AddrPort `json:"resolvers,omitempty"`

@@ -15,6 +15,7 @@ import (
 
 	"github.com/declarun/declarun/netpolicy"
 	"github.com/declarun/declarun/procmap"
+	"github.com/declarun/declarun/seccompgen"
 	"github.com/declarun/declarun/seccompgen/filter"
 	"github.com/declarun/declarun/shim/admission"
 	"github.com/declarun/declarun/shim/bundle"
@@ -196,6 +197,13 @@ func (p *Planner) plan(ctx context.Context, cfg *site.Config, d *declared.Declar
 	}
 	f := facts{declared: d, modes: modes, notes: notes}
 	d.StorageHeld = modes[record.Storage] == record.Enforce
+	if !d.Elsewhere {
+		allowed, err := filter.AlwaysAllowedBy(engine)
+		if err != nil {
+			return nil, fmt.Errorf("read the engine's seccomp profile: %w", err)
+		}
+		d.Answered = seccompgen.Answered(allowed)
+	}
 	reading, failed := p.Analyse(ctx, root, d)
 	if reading.Closure != nil {
 		if err := unrunnable(reading.Closure, d, modes); err != nil {

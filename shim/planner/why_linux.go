@@ -180,6 +180,7 @@ func (f facts) widened(say func(string, ...any), p *plan.Plan, proved, refused b
 
 // Plain is the seccomp profile of a plan for use without a supervisor.
 func (p *Planner) Plain(ctx context.Context, d *declared.Declared, root *rootfs.Root, engine *specs.LinuxSeccomp, noNewPrivileges bool) (*specs.LinuxSeccomp, error) {
+	d.Elsewhere = true
 	made, err := p.made(ctx, d, root, engine)
 	if err != nil {
 		return nil, err
