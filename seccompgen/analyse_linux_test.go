@@ -27,7 +27,7 @@ func analyse(t *testing.T, rootDir string, cache seccompgen.Cache, programs ...s
 		t.Fatal(err)
 	}
 	defer root.Close()
-	var req seccompgen.Request
+	req := seccompgen.Request{Answered: answered()}
 	for _, p := range programs {
 		req.Programs = append(req.Programs, seccompgen.Program{Path: p, Phase: record.Serving})
 	}

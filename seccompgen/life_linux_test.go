@@ -182,7 +182,7 @@ ports() { echo "Listen 127.0.0.1:$P" > $1; }
 			for _, p := range slices.Sorted(maps.Keys(each)) {
 				res, ok := results[p]
 				if !ok {
-					if res, err = seccompgen.Analyse(t.Context(), root, seccompgen.Request{Programs: []seccompgen.Program{{Path: p, Phase: record.Serving}}}, cache); err != nil {
+					if res, err = seccompgen.Analyse(t.Context(), root, seccompgen.Request{Answered: answered(), Programs: []seccompgen.Program{{Path: p, Phase: record.Serving}}}, cache); err != nil {
 						t.Fatal(err)
 					}
 					results[p] = res

@@ -62,7 +62,7 @@ func TestObservedInTheLoop(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer root.Close()
-			res, err := seccompgen.Analyse(t.Context(), root, seccompgen.Request{Programs: []seccompgen.Program{{Path: program, Phase: record.Serving}}}, nil)
+			res, err := seccompgen.Analyse(t.Context(), root, seccompgen.Request{Answered: answered(), Programs: []seccompgen.Program{{Path: program, Phase: record.Serving}}}, nil)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -27,6 +27,47 @@ var (
 	sawExec = regexp.MustCompile(`^(?:\d+ +)?execve\("([^"]+)"`) // also those that fail or are interrupted by other threads' lines
 )
 
+// answered is what this machine answers, under no engine's profile.
+func answered() []string { return seccompgen.Answered(func(string) bool { return true }) }
+
+// What the machine answers is in the request's key, and nothing of it is taken
+// for granted beside a program that may load a filter.
+func TestAnswered(t *testing.T) {
+	if have := answered(); !slices.Equal(have, append(slices.Clone(seccompgen.Answerable), seccompgen.VDSO)) {
+		t.Fatalf("this machine answers %v", have)
+	}
+	if have := seccompgen.Answered(func(string) bool { return false }); !slices.Equal(have, []string{seccompgen.VDSO}) {
+		t.Errorf("under a profile that allows nothing: %v", have)
+	}
+	root, err := rootfs.Open("/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	cache, err := seccompgen.OpenDirCache(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	has := func(name string, answered []string, programs ...string) bool {
+		req := seccompgen.Request{Answered: answered}
+		for _, p := range programs {
+			req.Programs = append(req.Programs, seccompgen.Program{Path: p, Phase: record.Serving})
+		}
+		res, err := seccompgen.Analyse(t.Context(), root, req, cache)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return slices.Contains(names(res), name)
+	}
+	ls, strace := need.Program(t, "ls"), need.Program(t, "strace")
+	if !has("faccessat", nil, ls) || has("faccessat", answered(), ls) {
+		t.Error("faccessat of ls does not follow what the machine answers")
+	}
+	if !has("faccessat", answered(), ls, strace) {
+		t.Error("beside a program that traces others, what the machine answers is taken for granted")
+	}
+}
+
 func TestObservedIsAllowed(t *testing.T) {
 	strace := need.Program(t, "strace")
 	dir := t.TempDir()
@@ -180,7 +221,7 @@ func allow(t *testing.T, cache seccompgen.Cache, programs []string) map[string]b
 	}
 	defer root.Close()
 	slices.Sort(programs)
-	var req seccompgen.Request
+	req := seccompgen.Request{Answered: answered()}
 	for _, p := range slices.Compact(programs) {
 		req.Programs = append(req.Programs, seccompgen.Program{Path: p, Phase: record.Serving})
 	}
