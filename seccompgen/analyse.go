@@ -250,9 +250,9 @@ func (st *store) result(ctx context.Context, r *reader, req Request) (Result, er
 	var out Result
 	out.Machine = st.conventions().goarch
 	l := newLoader(ctx, r, st, req.Env)
-	answered := req.Answered
+	st.answered = req.Answered
 	if out.Machine != "amd64" { // others' vDSO has not the same functions
-		answered = slices.DeleteFunc(slices.Clone(answered), func(a string) bool { return a == VDSO })
+		st.answered = slices.DeleteFunc(slices.Clone(st.answered), func(a string) bool { return a == VDSO })
 	}
 	type found struct {
 		phase   record.Phase
@@ -284,7 +284,7 @@ func (st *store) result(ctx context.Context, r *reader, req Request) (Result, er
 			sites[plan.Site{File: p.Path, Reason: "a 32-bit program is not analysed"}] = true
 			continue
 		}
-		l.req, l.running, l.answered = &req, &p, answered
+		l.req, l.running = &req, &p
 		g, err := l.graph(p.Path, req.ExtraLibraries)
 		if err != nil {
 			return out, err
@@ -367,7 +367,7 @@ func (l *loader) graph(file string, extra []string) (*graph, error) {
 		return nil, err
 	}
 	g := link(l.store.syms, c.mods, l.env)
-	g.answered = l.answered
+	g.answered = l.store.answered
 	g.run()
 	for range 8 {
 		before := len(c.mods)

@@ -174,16 +174,15 @@ func (e *NotProgram) Remedy() string { return e.Way }
 
 // loader finds libraries the way ld.so(8) does, and reads each file once.
 type loader struct {
-	ctx      context.Context
-	r        *reader
-	store    *store
-	env      map[string]string
-	dirs     []string // ld.so.conf and the default directories of glibc
-	musl     []string
-	answered []string // of the request, as far as it is known for the machine
-	opened   int      // libraries found below plugin directories of the program at hand
-	hwcaps   map[string][]string
-	isDir    map[string]bool // ordinary library directories, free of symbolic links
+	ctx    context.Context
+	r      *reader
+	store  *store
+	env    map[string]string
+	dirs   []string // ld.so.conf and the default directories of glibc
+	musl   []string
+	opened int // libraries found below plugin directories of the program at hand
+	hwcaps map[string][]string
+	isDir  map[string]bool // ordinary library directories, free of symbolic links
 	// all are the libraries of the image, once it was walked; unseen, that the
 	// walk left some out.
 	all            []native

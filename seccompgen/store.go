@@ -32,9 +32,12 @@ type store struct {
 	// known are the functions that take a call number as an argument, by
 	// name, over all files seen so far.
 	known map[string][]location
-	syms  *symbols
-	slots chan struct{} // held while a file is analysed ahead
-	under sync.WaitGroup
+	// answered is what the request says of the machine, as far as it is taken
+	// for granted.
+	answered []string
+	syms     *symbols
+	slots    chan struct{} // held while a file is analysed ahead
+	under    sync.WaitGroup
 }
 
 type entry struct {

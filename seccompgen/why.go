@@ -22,6 +22,12 @@ import (
 // shorter: it is what a person who knows the program looks for. Among the ways
 // from one beginning no other has fewer functions.
 func Why(ctx context.Context, root *rootfs.Root, req Request, cache Cache, name string) ([]plan.Way, error) {
+	ways, err := Ways(ctx, root, req, cache, name)
+	return ways[name], err
+}
+
+// Ways is Why for many system calls at once, by their names.
+func Ways(ctx context.Context, root *rootfs.Root, req Request, cache Cache, names ...string) (map[string][]plan.Way, error) {
 	if cache == nil {
 		cache = NoCache{}
 	}
@@ -30,13 +36,14 @@ func Why(ctx context.Context, root *rootfs.Root, req Request, cache Cache, name 
 	if err != nil {
 		return nil, err
 	}
-	nr, ok := sysno.Number(out.Machine, name)
-	if !ok {
-		return nil, fmt.Errorf("look for %s: no such system call", name)
+	for _, name := range names {
+		if _, ok := sysno.Number(out.Machine, name); !ok {
+			return nil, fmt.Errorf("look for %s: no such system call", name)
+		}
 	}
 	l := newLoader(ctx, r, st, req.Env)
 	defer st.wait()
-	var ways []plan.Way
+	ways := map[string][]plan.Way{}
 	for _, p := range req.Programs {
 		h, err := st.head(p.Path)
 		if err != nil {
@@ -50,16 +57,21 @@ func Why(ctx context.Context, root *rootfs.Root, req Request, cache Cache, name 
 		if err != nil {
 			return nil, err
 		}
-		w, ok := g.way(int32(nr))
-		if !ok && slices.Contains(always, name) {
-			w, ok = plan.Way{Start: "every program: the kernel makes it at the return of a signal handler, or a runtime to end"}, true
-		}
-		if ok {
-			w.Program, w.Phase = p.Path, p.Phase
-			ways = append(ways, w)
+		for _, name := range names {
+			nr, _ := sysno.Number(out.Machine, name)
+			w, ok := g.way(int32(nr), name)
+			if !ok && slices.Contains(always, name) {
+				w, ok = plan.Way{Start: "every program: the kernel makes it at the return of a signal handler, or a runtime to end"}, true
+			}
+			if ok {
+				w.Program, w.Phase = p.Path, p.Phase
+				ways[name] = append(ways[name], w)
+			}
 		}
 	}
-	slices.SortStableFunc(ways, func(a, b plan.Way) int { return cmp.Compare(len(a.Steps), len(b.Steps)) })
+	for _, w := range ways {
+		slices.SortStableFunc(w, func(a, b plan.Way) int { return cmp.Compare(len(a.Steps), len(b.Steps)) })
+	}
 	return ways, nil
 }
 
@@ -72,6 +84,7 @@ func IsCall(goarch, name string) bool {
 // search goes through a linked closure, nearest functions first.
 type search struct {
 	g    *graph
+	name string // of the call
 	from [][]node
 	seen [][]bool
 	// also are edges that only the graph's own record of parents shows.
@@ -83,9 +96,14 @@ type search struct {
 func (s *search) successors(n node, each func(node)) {
 	f := &s.g.mods[n.mod].sum.Funcs[n.fn]
 	for _, c := range f.Calls {
-		each(node{n.mod, c})
+		if _, closed := s.g.closed(n, c); !closed {
+			each(node{n.mod, c})
+		}
 	}
 	for _, i := range f.Imports {
+		if k, ok := s.g.gated[n.mod][1][i]; ok && !s.g.open(k, n.mod) {
+			continue
+		}
 		for _, e := range s.g.by[s.g.link[n.mod].imports[i]] {
 			each(e)
 		}
@@ -109,7 +127,7 @@ func (s *search) first(nr int32) (node, uint64, bool) {
 	for k := 0; k < len(s.queue); k++ {
 		n := s.queue[k]
 		for _, site := range s.g.mods[n.mod].sum.Funcs[n.fn].Sites {
-			if site.Reason == "" && site.Nr == nr {
+			if site.Reason == "" && site.Nr == nr && s.g.counts(n, s.name) {
 				return n, site.Addr, true
 			}
 		}
@@ -124,8 +142,8 @@ func (g *graph) isLive(n node) bool {
 }
 
 // way is the shortest way to a live site of a call.
-func (g *graph) way(nr int32) (plan.Way, bool) {
-	s := &search{g: g, also: map[node][]node{}}
+func (g *graph) way(nr int32, name string) (plan.Way, bool) {
+	s := &search{g: g, name: name, also: map[node][]node{}}
 	for i, m := range g.mods {
 		s.from = append(s.from, make([]node, len(m.sum.Funcs)))
 		s.seen = append(s.seen, make([]bool, len(m.sum.Funcs)))

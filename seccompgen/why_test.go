@@ -66,7 +66,7 @@ func TestWays(t *testing.T) {
 	} {
 		p, l := program(), library()
 		row.change(p, l)
-		w, ok := closureOf(p, l).way(nr)
+		w, ok := closureOf(p, l).way(nr, "")
 		if got := route(w); got != row.want || ok != (row.want != "") || !strings.Contains(w.Start, row.start) {
 			t.Errorf("%s: %q (%s), want %q (%s)", row.claim, got, w.Start, row.want, row.start)
 		}
@@ -107,7 +107,7 @@ func TestWaysAreShortest(t *testing.T) {
 				want = min(want, dist[i])
 			}
 		}
-		w, ok := closureOf(s).way(1)
+		w, ok := closureOf(s).way(1, "")
 		if ok != (want < far) || ok && len(w.Steps) != want {
 			t.Fatalf("%d functions, want %d", len(w.Steps), want)
 		}

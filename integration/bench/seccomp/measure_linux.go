@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -196,4 +198,44 @@ func (s server) measure(ctx context.Context, cache seccompgen.Cache) (*served, e
 	out.seen = out.other[out.program]
 	delete(out.other, out.program)
 	return out, nil
+}
+
+// reasons gives a line for each call: the shortest way to it; and says for how
+// many of them the server's own code asks, itself or by a function of a library
+// that does nothing else.
+func (s *served) reasons(ctx context.Context, cache seccompgen.Cache, names []string) (string, error) {
+	root, err := rootfs.Open(s.root)
+	if err != nil {
+		return "", err
+	}
+	defer root.Close()
+	ways, err := seccompgen.Ways(ctx, root, request(s.program, s.env), cache, names...)
+	if err != nil {
+		return "", fmt.Errorf("look for the ways to calls of %s: %w", s.program, err)
+	}
+	var out strings.Builder
+	own := 0
+	for _, name := range names {
+		if len(ways[name]) == 0 {
+			fmt.Fprintf(&out, "  %-18s no single way\n", name)
+			continue
+		}
+		w := ways[name][0]
+		if n := len(w.Steps); n > 0 && (w.Steps[n-1].File == s.program || n > 1 && w.Steps[n-2].File == s.program) {
+			own++
+		}
+		// The way's ends tell most; what lies between is a number.
+		steps := []string{}
+		for i, step := range w.Steps {
+			if i >= 4 && i < len(w.Steps)-3 {
+				if i == 4 {
+					steps = append(steps, fmt.Sprintf("… %d more …", len(w.Steps)-7))
+				}
+				continue
+			}
+			steps = append(steps, filepath.Base(step.File)+" "+cmp.Or(step.Func, fmt.Sprintf("%#x", step.Addr)))
+		}
+		fmt.Fprintf(&out, "  %-18s %s\n", name, cmp.Or(strings.Join(steps, " → "), w.Start))
+	}
+	return fmt.Sprintf("  the server's own code asks for %d of the %d\n", own, len(names)) + out.String(), nil
 }

@@ -100,13 +100,18 @@ func measureServers(ctx context.Context, b *bench, r *report) error {
 			gone++
 		}
 		open = append(open, fmt.Sprintf("  %-10s %s", s.name, strings.Join(left, " ")))
-		var idle strings.Builder
+		var idle []string
 		for _, c := range m.calls {
 			if m.seen[c.Name] == "" {
-				fmt.Fprintf(&idle, " %s", c.Name)
+				idle = append(idle, c.Name)
 			}
 		}
-		r.note("%s: allowed and not seen:%s", s.name, idle.String())
+		r.note("%s: allowed and not seen: %s", s.name, strings.Join(idle, " "))
+		why, err := m.reasons(ctx, b.cache, idle)
+		if err != nil {
+			return err
+		}
+		r.note("%s: why these are reachable, by the shortest way that the analysis could not rule out:\n%s", s.name, why)
 	}
 	check := fmt.Sprintf("strace over start, load, reload, log rotation, signals, stop: %d calls seen that are not allowed; allowed/seen %.2f", lost, ratio)
 	r.add(row{"six C servers, whole life, mean allowed", "99.5", "95", fmt.Sprintf("%.1f (%.1f before the engine's profile and arguments)", life, proved), met(life <= 95 && lost == 0), check})
