@@ -98,23 +98,45 @@ func (ch *chooser) aprDrivers() choice {
 	}
 }
 
-// noSASL tells whether a program that uses libsasl2 is one that starts it only
-// when an option says so, and none does. libsasl2 loads all its plug-ins when it
-// is started (lib/server.c, sasl_server_init), and no configuration tells it to
-// leave one out. memcached does so for -S, --enable-sasl (memcached.c, main and
-// init_sasl).
+// noSASL tells whether a program whose closure has libsasl2 is one that starts
+// it only when asked to, and is not. libsasl2 loads all its plug-ins when it is
+// started (sasl_server_init and sasl_client_init, lib/server.c and lib/client.c),
+// and no configuration tells it to leave one out.
+//
+//   - memcached starts it for -S, --enable-sasl (memcached.c, main and init_sasl).
+//   - libldap does, which curl uses for URLs of LDAP only (libcurl's lib/url.c:
+//     their scheme or, without one, a host name that begins so; a redirection
+//     could lead there before 7.65.2).
 func (l *loader) noSASL(c *closure) bool {
 	p := l.running
-	if p == nil || len(p.Args) == 0 || c.mods[0].path != p.Path || path.Base(p.Path) != "memcached" {
+	if p == nil || len(p.Args) == 0 || c.mods[0].path != p.Path {
 		return false
 	}
-	for _, m := range c.mods[1:] {
-		if slices.ContainsFunc(slices.Concat(m.sum.Imports, m.sum.Names), func(s string) bool { return strings.HasPrefix(s, "sasl_") }) && !saslPart.MatchString(m.sum.Soname+" "+m.path) {
-			return false // somebody else may start it
-		}
+	switch path.Base(p.Path) {
+	case "memcached":
+		return c.onlyBy("sasl_", c.mods[0].path) && l.memcachedNoSASL()
+	case "curl":
+		return c.onlyBy("sasl_", "libldap") && c.onlyBy("ldap_", "libcurl.so.") && l.curlArgs(func(a string, long bool) bool {
+			return strings.Contains(a, "ldap") || strings.HasPrefix(a, "--proto") || strings.HasPrefix(a, "--loc") || !long && len(a) > 1 && a[0] == '-' && strings.Contains(a, "l")
+		}) && l.curlFiles()
 	}
+	return false
+}
+
+// onlyBy tells whether functions whose names begin so are used by nothing but
+// one file, given by its path or the beginning of its soname, the library that
+// has them, and plug-ins of libsasl2.
+func (c *closure) onlyBy(function, file string) bool {
+	return !slices.ContainsFunc(c.mods, func(m *module) bool {
+		begins := func(s string) bool { return strings.HasPrefix(s, function) }
+		return m.path != file && !strings.HasPrefix(m.sum.Soname, file) && !saslPart.MatchString(m.sum.Soname+" "+m.path) && !slices.ContainsFunc(m.sum.Exports, func(e export) bool { return begins(e.Name) }) &&
+			(slices.ContainsFunc(m.sum.Imports, begins) || slices.ContainsFunc(m.sum.Names, begins))
+	})
+}
+
+func (l *loader) memcachedNoSASL() bool {
 	const long = "--enable-sasl"
-	for _, args := range p.Args {
+	for _, args := range l.running.Args {
 		for _, a := range args[min(1, len(args)):] {
 			switch {
 			case strings.HasPrefix(a, "--"):

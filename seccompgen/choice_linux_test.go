@@ -228,11 +228,15 @@ func TestEnginesOfCurl(t *testing.T) {
 		{args: "?"},
 		{args: "curl|http://x/", files: map[string]string{"home/a/.curlrc": "engine = afalg"}},
 		{args: "curl|http://x/", change: []string{"/home/a"}},
+		{args: "curl|http://y/", change: []string{"/home/b"}, gone: true},
+		{args: "curl|http://x/", files: map[string]string{"home/b/.config/curlrc": "engine = afalg"}, change: []string{"/home/b"}},
+		{args: "curl|http://x/", files: map[string]string{"home/a/.config/x": ""}, change: []string{"/home/a/.config"}},
+		{args: "curl|http://x/", change: []string{"/etc/passwd"}},
 	} {
 		t.Run(row.args, func(t *testing.T) {
 			t.Parallel()
 			dir := image(t)
-			write(t, filepath.Join(dir, "etc/passwd"), passwd+"a:x:1:1::/home/a:/bin/sh\n")
+			write(t, filepath.Join(dir, "etc/passwd"), passwd+"a:x:1:1::/home/a:/bin/sh\nb:x:2:2::/home/b:/usr/sbin/nologin\n")
 			for name, text := range row.files {
 				write(t, filepath.Join(dir, name), text)
 			}
@@ -276,6 +280,12 @@ func TestSASLThatIsStarted(t *testing.T) {
 		{claim: "memcached with arguments that are not known", program: "usr/bin/memcached", source: starts, args: "?"},
 		{claim: "memcached with a library that starts it", program: "usr/bin/memcached", second: starts},
 		{claim: "another program", program: "usr/bin/other", source: starts},
+		{claim: "curl without LDAP", program: "usr/bin/curl", files: map[string]string{"etc/passwd": passwd}, args: "curl|-fsS|-o|/dev/null|http://localhost/", gone: true},
+		{claim: "curl with LDAP", program: "usr/bin/curl", files: map[string]string{"etc/passwd": passwd}, args: "curl|ldap://localhost/"},
+		{claim: "curl with a host that could be LDAP's", program: "usr/bin/curl", files: map[string]string{"etc/passwd": passwd}, args: "curl|LDAP.example.test"},
+		{claim: "curl that may be led elsewhere", program: "usr/bin/curl", files: map[string]string{"etc/passwd": passwd}, args: "curl|-fsSL|http://localhost/"},
+		{claim: "curl with a file of options", program: "usr/bin/curl", files: map[string]string{"etc/passwd": passwd, "root/.curlrc": "url = x"}, args: "curl|http://localhost/"},
+		{claim: "curl with a library that starts it", program: "usr/bin/curl", second: starts, files: map[string]string{"etc/passwd": passwd}, args: "curl|http://localhost/"},
 	})
 }
 

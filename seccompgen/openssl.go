@@ -196,14 +196,18 @@ func (l *loader) opensslConf(m *module) bool {
 
 // absent tells whether a file is not there, and cannot come to be.
 func (cf *configured) absent(name string) bool {
-	if _, _, there := cf.l.r.stat(name); there || !cf.l.req.fixed(path.Clean(name)) {
+	name = path.Clean(name)
+	if _, _, there := cf.l.r.stat(name); there || !cf.l.req.fixed(name) {
 		return false
 	}
-	dir, base := path.Split(path.Clean(name))
-	if p, _, ok := cf.l.r.stat(path.Clean(dir)); ok {
-		return cf.l.req.fixed(path.Join(p, base))
+	for dir := path.Dir(name); ; dir = path.Dir(dir) {
+		if p, _, there := cf.l.r.stat(dir); there {
+			return cf.l.req.fixed(path.Join(p, strings.TrimPrefix(name, dir)))
+		}
+		if dir == "/" {
+			return false
+		}
 	}
-	return dir == "/" || cf.absent(path.Clean(dir))
 }
 
 // confLine is one line of a configuration of OpenSSL.
@@ -407,9 +411,17 @@ func (cf *configured) nginxKeys(main string, texts []string) {
 	}
 }
 
-// curlNoEngine tells whether nothing makes curl load an engine. Its files of
-// options lie in the homes of users; -q as the first argument makes it read none.
+// curlNoEngine tells whether nothing makes curl load an engine.
 func (l *loader) curlNoEngine() bool {
+	return l.curlArgs(func(a string, long bool) bool {
+		return long && strings.HasPrefix(a, "--eng") || strings.Contains(a, "pkcs11") || a == "eng"
+	}) && l.curlFiles()
+}
+
+// curlArgs tells whether curl's command lines are known and not one word of
+// them, in small letters, is refused, nor names a file of options or begins
+// another transfer.
+func (l *loader) curlArgs(refused func(word string, long bool) bool) bool {
 	p := l.running
 	if p == nil || len(p.Args) == 0 {
 		return false
@@ -418,30 +430,47 @@ func (l *loader) curlNoEngine() bool {
 		for _, a := range args[min(1, len(args)):] {
 			long := strings.HasPrefix(a, "--")
 			switch {
-			case long && (strings.HasPrefix(a, "--eng") || strings.HasPrefix(a, "--conf") || strings.HasPrefix(a, "--next")),
+			case long && (strings.HasPrefix(a, "--conf") || strings.HasPrefix(a, "--ne")),
 				!long && len(a) > 1 && a[0] == '-' && strings.ContainsAny(a, "K:"),
-				strings.Contains(strings.ToLower(a), "pkcs11"), strings.EqualFold(a, "ENG"):
+				refused(strings.ToLower(a), long):
 				return false
 			}
 		}
 	}
+	return true
+}
+
+// curlFiles tells whether curl finds no file of options: those lie in the homes
+// of users, where none may be and none may come to be. In a home of an account
+// without a shell one may come to be all the same: what a service puts there for
+// itself is not seen.
+func (l *loader) curlFiles() bool {
 	homes := []string{"/", "/root", l.env["HOME"], l.env["CURL_HOME"], l.env["XDG_CONFIG_HOME"]}
+	var services []string
 	for line := range strings.Lines(l.r.text("/etc/passwd")) {
-		if f := strings.Split(strings.TrimSpace(line), ":"); len(f) > 5 {
+		f := strings.Split(strings.TrimSpace(line), ":")
+		switch {
+		case len(f) < 6:
+		case len(f) > 6 && slices.Contains([]string{"nologin", "false", "sync"}, path.Base(f[6])):
+			services = append(services, f[5])
+		default:
 			homes = append(homes, f[5])
 		}
 	}
-	if len(homes) > 200 {
+	if len(homes)+len(services) > 200 {
 		return false
 	}
 	cf := &configured{l: l}
-	for _, h := range homes {
-		if h == "" {
-			continue
-		}
+	for i, h := range slices.Concat(homes, services) {
 		for _, name := range []string{".curlrc", "curlrc", "_curlrc", ".config/curlrc"} {
-			if !path.IsAbs(h) || !cf.absent(path.Join(h, name)) {
+			switch file := path.Join(h, name); {
+			case h == "":
+			case !path.IsAbs(h), i < len(homes) && !cf.absent(file):
 				return false
+			default:
+				if _, _, there := l.r.stat(file); there {
+					return false
+				}
 			}
 		}
 	}
