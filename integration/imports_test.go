@@ -28,7 +28,7 @@ const module = "github.com/declarun/declarun/"
 // that goes away.
 var allowedImports = map[string]string{
 	"cmd/declarun":                    "shim/runtime",
-	"cmd/declarund":                   "netpolicy procmap/guard procmap/sensor shim/bundle shim/declared shim/events shim/guards shim/install shim/plan shim/planner shim/record shim/rootfs shim/runtime shim/site shim/supervise shim/wire",
+	"cmd/declarund":                   "netpolicy procmap/guard procmap/proctree procmap/sensor shim/bundle shim/declared shim/events shim/guards shim/install shim/plan shim/planner shim/record shim/rootfs shim/runtime shim/site shim/supervise shim/wire",
 	"integration":                     "",
 	"integration/bench":               "integration/engine",
 	"integration/bench/seccomp":       "integration/engine integration/observe procmap seccompgen seccompgen/filter seccompgen/sysno shim/declared shim/plan shim/record shim/rootfs",
@@ -44,6 +44,7 @@ var allowedImports = map[string]string{
 	"procmap/elfstrings":              "",
 	"procmap/guard":                   "shim/record",
 	"procmap/internal/elftest":        "",
+	"procmap/proctree":                "shim/record",
 	"procmap/sensor":                  "",
 	"seccompgen":                      "seccompgen/a64 seccompgen/elfread seccompgen/sysno seccompgen/x86 shim/plan shim/record shim/rootfs",
 	"seccompgen/a64":                  "",
@@ -67,7 +68,7 @@ var allowedImports = map[string]string{
 	"shim/rootfs":                     "",
 	"shim/runtime":                    "shim/record shim/wire",
 	"shim/site":                       "shim/declared shim/plan shim/record",
-	"shim/supervise":                  "seccompgen/filter shim/events shim/plan shim/record shim/wire",
+	"shim/supervise":                  "procmap/proctree seccompgen/filter shim/events shim/plan shim/record shim/wire",
 	"shim/wire":                       "shim/plan shim/record",
 }
 

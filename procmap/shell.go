@@ -507,9 +507,6 @@ func (s *script) exports(st *state, extra map[string]value) map[string]value {
 			vars[k] = v
 		}
 	}
-	if st.havoc {
-		vars[anyVariable] = scalar(unknown)
-	}
 	for k, v := range extra {
 		vars[k] = v
 	}

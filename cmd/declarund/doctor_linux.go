@@ -17,6 +17,7 @@ import (
 
 	"github.com/declarun/declarun/netpolicy"
 	"github.com/declarun/declarun/procmap/guard"
+	"github.com/declarun/declarun/procmap/proctree"
 	"github.com/declarun/declarun/procmap/sensor"
 	"github.com/declarun/declarun/shim/plan"
 	"github.com/declarun/declarun/shim/record"
@@ -108,6 +109,17 @@ func examine(c *cli.Context, cfg *site.Config) []finding {
 				return "", err
 			}
 			return string(r.Hook()), r.Close()
+		}),
+		probe("process trees as they happen (process connector)", false, "Linux with CONFIG_PROC_EVENTS, and the supervisor in the machine's own namespaces with CAP_NET_ADMIN; without it declarun tree reads /proc when asked, and short-lived processes are missing", func() (string, error) {
+			c, err := proctree.OpenConnector()
+			if err != nil {
+				return "", err
+			}
+			detail := "filtered by kind of event in the kernel"
+			if !c.Masked() {
+				detail = "filtered for each socket: Linux 6.6 and later filters before"
+			}
+			return detail, c.Close()
 		}),
 		probeMemfd(),
 		probeTracing(os.ReadFile("/proc/sys/kernel/yama/ptrace_scope")),

@@ -84,6 +84,7 @@ func newApp() *cli.App {
 			explainCommand(),
 			watchCommand(),
 			statusCommand(),
+			treeCommand(),
 			doctorCommand(),
 			installCommand(),
 			uninstallCommand(),

@@ -13,6 +13,7 @@ var People = []Command{
 	{"explain", "say why something was denied and what would declare it"},
 	{"watch", "print deviations as they happen"},
 	{"status", "list supervised containers"},
+	{"tree", "show what runs in a container, next to what it is expected to run"},
 	{"doctor", "say what this kernel and engine can enforce, with remedies"},
 	{"install", "make declarun known to docker or containerd"},
 	{"uninstall", "undo install"},

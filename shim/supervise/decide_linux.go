@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/declarun/declarun/procmap/proctree"
 	"github.com/declarun/declarun/seccompgen/filter"
 	"github.com/declarun/declarun/shim/events"
 	"github.com/declarun/declarun/shim/plan"
@@ -130,7 +131,9 @@ func (w *Worker) decideExec(l *listener, n *notification, name string, by filter
 	// What was found permitted a moment ago need not be looked up again: this
 	// lookup only refuses early, the exec guard decides all the same.
 	known := permittedKey{x.path, by.Identity, by.Phase}
-	if !c.permitted.has(known) {
+	if name, ok := c.permitted.has(known); ok {
+		object = name
+	} else {
 		target, _ = x.resolve()
 	}
 	if target != nil {
@@ -173,7 +176,7 @@ func (w *Worker) decideExec(l *listener, n *notification, name string, by filter
 			executed.Opened.Store(1)
 		}
 		if permission == Permitted && by == (filter.Caller{Identity: known.id, Phase: known.phase, Mode: by.Mode}) {
-			c.permitted.add(known)
+			c.permitted.add(known, target.path)
 		}
 		if errno != 0 {
 			verdict := record.Denied
@@ -190,6 +193,9 @@ func (w *Worker) decideExec(l *listener, n *notification, name string, by filter
 		}
 	}
 	r := w.obey(l, n, by, object)
+	if r == goOn && (first || !by.BeforeExec) {
+		w.trees.Ask(int(n.PID), proctree.Asked{Token: c.token, Exe: object, Argv: x.argv, Identity: by.Identity, Phase: by.Phase})
+	}
 	if r == goOn && by.Identity == record.Application {
 		c.loops.executed()
 	}
@@ -231,7 +237,13 @@ func (w *Worker) judgeExec(c *container, x *execution, t *target, by filter.Call
 // permitted remembers for a moment which paths led to a permitted program.
 type permitted struct {
 	mu    sync.Mutex
-	until map[permittedKey]time.Time
+	until map[permittedKey]permittedPath
+}
+
+// permittedPath is where a path led.
+type permittedPath struct {
+	path  string
+	until time.Time
 }
 
 type permittedKey struct {
@@ -245,20 +257,20 @@ const (
 	permittedMost = 256
 )
 
-func (p *permitted) has(k permittedKey) bool {
+func (p *permitted) has(k permittedKey) (led string, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	until, ok := p.until[k]
-	return ok && time.Now().Before(until)
+	at, ok := p.until[k]
+	return at.path, ok && time.Now().Before(at.until)
 }
 
-func (p *permitted) add(k permittedKey) {
+func (p *permitted) add(k permittedKey, led string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.until == nil || len(p.until) >= permittedMost {
-		p.until = map[permittedKey]time.Time{}
+		p.until = map[permittedKey]permittedPath{}
 	}
-	p.until[k] = time.Now().Add(permittedLife)
+	p.until[k] = permittedPath{led, time.Now().Add(permittedLife)}
 }
 
 func commandLine(argv []string) string {

@@ -92,6 +92,9 @@ func (w *Worker) answer(conn *net.UnixConn, r wire.Request, files []*os.File, cr
 		return wire.Answer{}, nil, nil
 	case wire.Status:
 		return wire.Answer{Status: w.status(*r.Status)}, nil, nil
+	case wire.Tree:
+		tree, err := w.tree(r.Tree.Container)
+		return wire.Answer{Tree: tree}, nil, err
 	case wire.Watch:
 		return wire.Answer{}, nil, nil
 	case wire.Ping:
@@ -271,6 +274,8 @@ func (w *Worker) guard(r wire.GuardRequest, files []*os.File) (err error) {
 	if loops != nil {
 		w.saveLoops(c.token, loops)
 	}
+	w.addTree(c, r.PID, false)
+	back.add(func() { w.trees.Forget(c.token) })
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.gone {
@@ -393,23 +398,7 @@ func (w *Worker) status(r wire.StatusRequest) []wire.Container {
 		if r.Container != "" && !strings.HasPrefix(c.key.ID, r.Container) && !strings.HasPrefix(c.facts.Name, r.Container) {
 			continue
 		}
-		c.mu.Lock()
-		s := wire.Container{
-			Key: c.key, Name: c.facts.Name, Image: orElse(c.facts.Image, c.plan.Image.Ref), PID: c.state.PID, State: "preparing",
-			Phase: c.state.Phase, Mode: c.plan.Mode, Wide: c.plan.Wide, WideReason: c.plan.WideReason, Since: c.prepared, Notes: c.plan.Notes,
-		}
-		if !c.state.Guarded.IsZero() {
-			s.State, s.Since = "created", c.state.Guarded
-		}
-		if c.running {
-			s.State = "running"
-		}
-		if c.lost {
-			s.Notes = append(slices.Clone(s.Notes), plan.Note{Dimension: record.Supervision, Text: lostNote})
-		}
-		c.mu.Unlock()
-		s.Notes = slices.Concat(s.Notes, w.loopNotes(c))
-		s.Events = w.o.Events.Counts(c.key.ID)
+		s := w.describe(c)
 		if r.WithPlan {
 			s.Plan = c.plan
 		}
@@ -417,6 +406,28 @@ func (w *Worker) status(r wire.StatusRequest) []wire.Container {
 	}
 	slices.SortFunc(found, func(a, b wire.Container) int { return a.Since.Compare(b.Since) })
 	return found
+}
+
+// describe is what status says of a container.
+func (w *Worker) describe(c *container) wire.Container {
+	c.mu.Lock()
+	s := wire.Container{
+		Key: c.key, Name: c.facts.Name, Image: orElse(c.facts.Image, c.plan.Image.Ref), PID: c.state.PID, State: "preparing",
+		Phase: c.state.Phase, Mode: c.plan.Mode, Wide: c.plan.Wide, WideReason: c.plan.WideReason, Since: c.prepared, Notes: c.plan.Notes,
+	}
+	if !c.state.Guarded.IsZero() {
+		s.State, s.Since = "created", c.state.Guarded
+	}
+	if c.running {
+		s.State = "running"
+	}
+	if c.lost {
+		s.Notes = append(slices.Clone(s.Notes), plan.Note{Dimension: record.Supervision, Text: lostNote})
+	}
+	c.mu.Unlock()
+	s.Notes = slices.Concat(s.Notes, w.loopNotes(c))
+	s.Events = w.o.Events.Counts(c.key.ID)
+	return s
 }
 
 // watch sends events until the watcher is gone or does not read.

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/declarun/declarun/procmap/proctree"
 	"github.com/declarun/declarun/shim/events"
 	"github.com/declarun/declarun/shim/record"
 	"github.com/declarun/declarun/shim/wire"
@@ -59,6 +60,7 @@ type Worker struct {
 	store   store
 	journal *journal
 	tids    *tids
+	trees   *proctree.Watch
 	since   time.Time
 	boot    string
 	noGuard error // why there is no exec guard
@@ -145,6 +147,7 @@ func newWorker(o WorkerOptions, l *link) (*Worker, error) {
 		hold: &hold{table: newTable(), executable: executable, monitorArgs: o.MonitorArgs, told: make(chan string, 4), link: l},
 	}
 	w.ctx, w.cancel = context.WithCancel(context.Background())
+	w.trees = proctree.New(proctree.Options{Found: w.found, Lost: w.lostProcesses, Phase: w.phaseOf})
 	if err := w.hold.table.fill(l); err != nil {
 		return nil, err
 	}
@@ -386,6 +389,7 @@ func (w *Worker) adopt(token string) error {
 		}
 		go w.watchLoops(c)
 	}
+	w.addTree(c, st.PID, true)
 	go w.await(c)
 	return nil
 }
@@ -732,6 +736,7 @@ func (w *Worker) forget(c *container) {
 		}
 	}
 	w.tids.forget(c.token)
+	w.trees.Forget(c.token)
 	if other := w.byKey(c.key); other == nil {
 		w.o.Events.End(c.key.ID)
 	}
@@ -794,7 +799,9 @@ func (w *Worker) leave() error {
 		if loops != nil {
 			w.saveLoops(c.token, loops)
 		}
+		w.saveTree(c.token)
 	}
+	w.trees.Close()
 	w.hold.note(keyJournal, "left")
 	return w.o.Events.Close()
 }
@@ -844,6 +851,13 @@ func (w *Worker) report(c *container, e record.Event) {
 	}
 	if e.Reason == "" {
 		e.Reason = events.Reason(e.Dimension, e.Action, e.Object, e.Verdict, e.Phase)
+	}
+	if c != nil && e.Dimension == record.Processes && e.Action == "execve" && e.Verdict != record.Reported {
+		by := ""
+		if e.Process != nil {
+			by = e.Process.Exe
+		}
+		w.trees.Refuse(c.token, by, e.Object, e.Identity, e.Verdict, e.Reason)
 	}
 	if e.Remedy == "" {
 		e.Remedy = events.Remedy(e.Dimension, e.Action, e.Object)

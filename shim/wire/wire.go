@@ -35,6 +35,8 @@ const (
 	Forget Operation = "forget"
 	// Status asks for the state of all or one container.
 	Status Operation = "status"
+	// Tree asks for the processes of one container.
+	Tree Operation = "tree"
 	// Watch keeps the connection open: one Answer, then one message per event.
 	Watch Operation = "watch"
 	// Ping asks who is there.
@@ -49,6 +51,7 @@ type Request struct {
 	Exec      *ExecRequest    `json:"exec,omitempty"`
 	Forget    *Key            `json:"forget,omitempty"`
 	Status    *StatusRequest  `json:"status,omitempty"`
+	Tree      *TreeRequest    `json:"tree,omitempty"`
 	Watch     *WatchRequest   `json:"watch,omitempty"`
 }
 
@@ -103,6 +106,12 @@ type StatusRequest struct {
 	WithPlan  bool   `json:"with_plan,omitempty"`
 }
 
+// TreeRequest asks for the processes of the one container whose name is this, or
+// whose ID begins like this.
+type TreeRequest struct {
+	Container string `json:"container"`
+}
+
 // WatchRequest asks for events.
 type WatchRequest struct {
 	Container string `json:"container,omitempty"`
@@ -115,7 +124,17 @@ type Answer struct {
 
 	Prepare *PrepareAnswer `json:"prepare,omitempty"`
 	Status  []Container    `json:"status,omitempty"`
+	Tree    *ProcessTree   `json:"tree,omitempty"`
 	Ping    *Pong          `json:"ping,omitempty"`
+}
+
+// ProcessTree is what a container is expected to run, and what it was seen to.
+type ProcessTree struct {
+	Container
+	record.Tree
+	Expected []plan.Expected `json:"expected"`
+	// Unwatched says why nothing is told as it happens; empty: it is.
+	Unwatched string `json:"unwatched,omitempty"`
 }
 
 // Pong is who answers.
