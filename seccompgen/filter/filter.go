@@ -127,9 +127,19 @@ var multiplexed = func() map[string]bool {
 // Build makes the profile and the verdicts. In mode off the engine's profile
 // stays as it is and there are no verdicts.
 func Build(in Input) (*specs.LinuxSeccomp, *Verdicts, error) {
-	switch in.Mode {
-	case record.Off:
+	if in.Mode == record.Off {
 		return in.Engine, nil, nil
+	}
+	p, v, err := grouped(in)
+	if err == nil {
+		p.Syscalls = ordered(in.Arch, p.Syscalls)
+	}
+	return p, v, err
+}
+
+// grouped is Build with rules in the order of their actions, as people read them.
+func grouped(in Input) (*specs.LinuxSeccomp, *Verdicts, error) {
+	switch in.Mode {
 	case record.Enforce, record.Audit:
 	default:
 		return nil, nil, fmt.Errorf("build filter: mode %q", in.Mode)

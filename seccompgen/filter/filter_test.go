@@ -3,7 +3,9 @@ package filter
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -517,6 +519,47 @@ func TestARM64(t *testing.T) {
 	}
 	if len(v.Entries["arm64"]) < 300 {
 		t.Errorf("%d entries", len(v.Entries["arm64"]))
+	}
+}
+
+// The order in which libseccomp takes rules quickest changes none of them.
+func TestOrderOfRules(t *testing.T) {
+	for _, has32 := range []bool{false, true} {
+		in := input(t)
+		in.Has32 = has32
+		by := func(p *specs.LinuxSeccomp) map[string]string {
+			out := map[string]string{}
+			for _, s := range p.Syscalls {
+				for _, name := range s.Names {
+					out[name] += fmt.Sprintln(s.Action, s.ErrnoRet != nil && *s.ErrnoRet != 0, s.Args)
+				}
+			}
+			return out
+		}
+		p, v := build(t, in)
+		before, verdicts, err := grouped(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !reflect.DeepEqual(by(p), by(before)) || !reflect.DeepEqual(v, verdicts) || len(by(p)) < 300 {
+			t.Error("in another order the rules are others")
+		}
+		last := 1 << 30
+		for _, s := range p.Syscalls {
+			for _, name := range s.Names {
+				nr, ok := number("amd64", name)
+				if !ok {
+					nr = -1
+				}
+				if nr > last {
+					t.Errorf("%s, %d, comes behind %d", name, nr, last)
+				}
+				last = nr
+			}
+			if len(s.Args) > 0 && len(s.Names) != 1 {
+				t.Errorf("conditions for %v", s.Names)
+			}
+		}
 	}
 }
 

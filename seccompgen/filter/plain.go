@@ -58,7 +58,7 @@ func Plain(in Input) (*specs.LinuxSeccomp, error) {
 		all = append(all, c)
 	}
 	in.Allow = all
-	notifying, verdicts, err := Build(in)
+	notifying, verdicts, err := grouped(in)
 	if err != nil {
 		return nil, err
 	}
