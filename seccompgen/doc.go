@@ -11,7 +11,8 @@
 // values its number register can hold, followed backwards through copies,
 // branches, stack slots and, where the number is an argument, through callers
 // in any file. Each file is summarised once per content and cached; so is the
-// whole answer.
+// whole answer, which holds for every container in which all that was looked at
+// is the same (sights.go).
 //
 // Libraries with more than 8 MiB of code (coarse.go) are not followed call by
 // call: everything that such a library imports counts as used, and its own
