@@ -163,8 +163,11 @@ func analyse(ctx context.Context, r *reader, req Request, cache Cache) (Result, 
 // program can have another answer given to what it starts. It gives what is
 // known of every file, too.
 func settle(ctx context.Context, r *reader, req Request, cache Cache) (*store, Result, error) {
+	if r.nscdInstalled() {
+		req.Answered = slices.DeleteFunc(slices.Clone(req.Answered), func(a string) bool { return a == NoNSCD })
+	}
 	st, out, err := grow(ctx, r, req, cache)
-	if err == nil && len(req.Answered) > 0 && filters(out) {
+	if err == nil && len(req.Answered) > 0 && (filters(out) || st.cached) {
 		req.Answered = nil
 		return grow(ctx, r, req, cache)
 	}
@@ -298,6 +301,7 @@ func (st *store) result(ctx context.Context, r *reader, req Request) (Result, er
 		if l.walked && l.unseen {
 			sites[plan.Site{File: p.Path, Reason: "not every file of the image was looked at for what it opens"}] = true
 		}
+		st.cached = st.cached || cached(g)
 		cs, un := g.calls(out.Machine)
 		g.args(args)
 		for _, u := range un {

@@ -109,6 +109,8 @@ func (s *summary) encode() []byte {
 	}
 	e.strs(s.Strings)
 	e.strs(s.Names)
+	e.ints(s.Asking)
+	e.ints(s.Answering)
 	e.sites(s.Trouble)
 	e.num(uint64(s.Main + 1))
 	e.num(uint64(s.Starter + 1))
@@ -259,6 +261,8 @@ func decodeSummary(b []byte) (*summary, error) {
 	}
 	s.Strings = d.strs()
 	s.Names = d.strs()
+	s.Asking = d.ints()
+	s.Answering = d.ints()
 	s.Trouble = d.sites()
 	s.Main = int32(d.num()) - 1
 	s.Starter = int32(d.num()) - 1
@@ -307,7 +311,7 @@ func decodeSummary(b []byte) (*summary, error) {
 			}
 		}
 	}
-	if !ok(s.Roots, n) || !ok(s.CallMain, n) || !ok(s.InitOnly, n) || s.Entry >= n || s.Main >= n || s.Starter >= n {
+	if !ok(s.Roots, n) || !ok(s.CallMain, n) || !ok(s.Asking, n) || !ok(s.Answering, n) || !ok(s.InitOnly, n) || s.Entry >= n || s.Main >= n || s.Starter >= n {
 		return nil, errCorrupt
 	}
 	for _, e := range s.Exports {

@@ -26,6 +26,9 @@ type gate struct {
 	// beside narrows calls and functions to those made by a function that makes
 	// this system call itself.
 	beside string
+	// daemon narrows functions to when they are called by those that ask a name
+	// service cache daemon, and adds what only works on its answer.
+	daemon bool
 
 	// opened by any of these functions of the library being used from outside,
 	// or by a variable of the environment; interpreter is true where the
@@ -137,6 +140,13 @@ var gates = []gate{
 		},
 	},
 	{
+		// See nscd.go.
+		lib:       "libc.so.6",
+		functions: []string{"send", "__send", "recvmsg", "__recvmsg", "poll", "__poll"},
+		daemon:    true,
+		needs:     NoNSCD,
+	},
+	{
 		// Random numbers where there is no getrandom(2) (stdlib/arc4random.c).
 		lib:   "libc.so.6",
 		calls: []string{"ppoll"},
@@ -215,7 +225,10 @@ func (g *graph) counts(n node, name string) bool {
 
 // before tells whether a function is one that a gate is about.
 func (g *graph) before(k int, n node) bool {
-	if gates[k].beside == "" {
+	switch {
+	case gates[k].daemon:
+		return slices.Contains(g.mods[n.mod].sum.Asking, n.fn)
+	case gates[k].beside == "":
 		return true
 	}
 	return slices.ContainsFunc(g.mods[n.mod].sum.Funcs[n.fn].Sites, func(s site) bool {
@@ -240,6 +253,14 @@ func (g *graph) shut(i int32) (functions, imports map[int32]int) {
 				functions[e.Func] = k
 			}
 		}
+		if t.daemon {
+			for _, f := range g.mods[i].sum.Answering {
+				if functions == nil {
+					functions = map[int32]int{}
+				}
+				functions[f] = k
+			}
+		}
 		for _, name := range t.imports {
 			for s, in := range g.mods[i].sum.Imports {
 				if in == name {
@@ -258,7 +279,10 @@ func (g *graph) shut(i int32) (functions, imports map[int32]int) {
 // its function to.
 func (g *graph) closed(n node, to int32) (gate int, closed bool) {
 	k, ok := g.gated[n.mod][0][to]
-	return k, ok && g.before(k, n) && !g.open(k, n.mod)
+	if !ok || g.open(k, n.mod) {
+		return k, false
+	}
+	return k, gates[k].daemon && slices.Contains(g.mods[n.mod].sum.Answering, to) || g.before(k, n)
 }
 
 // unlock goes on behind gates that have opened, and tells whether any has.

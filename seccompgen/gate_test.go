@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/declarun/declarun/seccompgen/sysno"
+	"github.com/declarun/declarun/shim/rootfs"
 )
 
 // What is behind a gate is reached, in the library itself, by nothing but what
@@ -41,7 +43,7 @@ func TestGates(t *testing.T) {
 			}
 			libs[g.lib] = true
 			first := slices.Concat(g.calls, g.functions)[0]
-			if g.beside != "" || first == "_IO_proc_close" {
+			if g.beside != "" || g.daemon || first == "_IO_proc_close" {
 				continue // tests of their own
 			}
 			names := functionNames(t, b, lib)
@@ -400,5 +402,63 @@ func TestGateOfFaccessat(t *testing.T) {
 		if found != 1 {
 			t.Errorf("%d functions make faccessat2", found)
 		}
+	}
+}
+
+// What is found about the daemon is what its source says.
+func TestGateOfNSCD(t *testing.T) {
+	lib := libcWithSymbols(t)
+	b := analysed(t, lib.file)
+	names := functionNames(t, b, lib)
+	check := func(what string, found []int32, want ...string) {
+		var have []string
+		for _, f := range found {
+			i := slices.IndexFunc(names[f], func(n string) bool { return slices.Contains(want, n) })
+			if i < 0 {
+				t.Errorf("%s: %v", what, names[f])
+				continue
+			}
+			have = append(have, names[f][i])
+		}
+		if slices.Sort(have); !slices.Equal(have, slices.Sorted(slices.Values(want))) {
+			t.Errorf("%s: %v, want %v", what, have, want)
+		}
+	}
+	check("asking", b.out.Asking, "open_socket", "__nscd_get_mapping", "__nscd_open_socket")
+	check("answering", b.out.Answering, "wait_on_socket", "__readall", "__readvall", "__nscd_cache_search", "__nscd_unmap")
+}
+
+func TestBrings(t *testing.T) {
+	for mount, want := range map[string]bool{
+		"/": true, "/run": true, "/run/": true, "/var": true, "/var/run": true, "/run/nscd": true, "/var/run/nscd/socket": true,
+		"/run/nscdx": false, "/run/mysqld": false, "/data": false, "/va": false, "/var/lib": false,
+	} {
+		if have := Brings(mount); have != want {
+			t.Errorf("%s: %t", mount, have)
+		}
+	}
+}
+
+// An image that has a daemon, or the place where one leaves its socket.
+func TestNSCDInstalled(t *testing.T) {
+	for _, have := range []string{"", "var/run/nscd", "run/nscd", "usr/sbin/nscd"} {
+		dir := t.TempDir()
+		if have != "" {
+			if err := os.MkdirAll(filepath.Join(dir, have), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		root, err := rootfs.Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := newReader(root)
+		if r.nscdInstalled() != (have != "") {
+			t.Errorf("%q is not told", have)
+		}
+		if _, looked := r.seen["/usr/sbin/nscd"]; !looked && have == "" {
+			t.Error("a daemon that is installed later would go unnoticed")
+		}
+		root.Close()
 	}
 }

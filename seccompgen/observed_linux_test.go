@@ -28,12 +28,14 @@ var (
 )
 
 // answered is what this machine answers, under no engine's profile.
-func answered() []string { return seccompgen.Answered(func(string) bool { return true }) }
+func answered() []string {
+	return append(seccompgen.Answered(func(string) bool { return true }), seccompgen.NoNSCD)
+}
 
 // What the machine answers is in the request's key, and nothing of it is taken
 // for granted beside a program that may load a filter.
 func TestAnswered(t *testing.T) {
-	if have := answered(); !slices.Equal(have, append(slices.Clone(seccompgen.Answerable), seccompgen.VDSO)) {
+	if have := answered(); !slices.Equal(have, append(slices.Clone(seccompgen.Answerable), seccompgen.VDSO, seccompgen.NoNSCD)) {
 		t.Fatalf("this machine answers %v", have)
 	}
 	if have := seccompgen.Answered(func(string) bool { return false }); !slices.Equal(have, []string{seccompgen.VDSO}) {

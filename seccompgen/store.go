@@ -16,7 +16,7 @@ import (
 )
 
 // version is part of every key: raise it whenever a result could change.
-const version = "21"
+const version = "22"
 
 var errTooLarge = errors.New("file is too large to analyse")
 
@@ -35,6 +35,7 @@ type store struct {
 	// answered is what the request says of the machine, as far as it is taken
 	// for granted.
 	answered []string
+	cached   bool // a program is a name service cache daemon, maybe
 	syms     *symbols
 	slots    chan struct{} // held while a file is analysed ahead
 	under    sync.WaitGroup

@@ -28,6 +28,9 @@ type summary struct {
 	ArgWrappers                    []argWrapper
 	Strings                        []string // absolute paths and names of libraries in its data
 	Names                          []string // what it may look up with dlsym, when it imports that
+	// Asking are functions that ask a name service cache daemon, Answering what
+	// only works on its answer; see nscd.go.
+	Asking, Answering []int32
 	// Trouble makes every program that loads the file unresolved.
 	Trouble []site
 	// The rest tells a program's start from its later life; see flow.go.
@@ -137,6 +140,8 @@ type builder struct {
 	// segments it lies in, its words, and lists that are run as a whole.
 	byObject bool
 	dataRefs []dataRef
+	nscd     []uint64 // where the path of a name service cache daemon lies
+	nscdUses []uint64 // instructions that refer to it
 	pdata    []elfread.Range
 	slotsOf  []slot
 	lists    []elfread.Range
@@ -184,6 +189,7 @@ func newBuilder(ctx context.Context, f *elfread.File, known map[string][]locatio
 	b.out.NoDefaultLib = f.Flags1&0x800 != 0
 	b.byObject = f.Machine == elf.EM_X86_64 && !b.fixed && f.GoPCLn == 0
 	b.pdata = pointerData(f)
+	b.nscd = b.nscdAt()
 	return b
 }
 
@@ -729,6 +735,9 @@ func (b *builder) operand(fi int32, pc uint64, in *x86.Inst) {
 	switch {
 	case in.RIP:
 		a := in.Address(pc)
+		if slices.Contains(b.nscd, a) {
+			b.nscdUses = append(b.nscdUses, pc)
+		}
 		if in.Class == x86.Lea {
 			b.refer(fi, pc, in, a)
 			b.take(fi, a)
@@ -917,6 +926,7 @@ func (b *builder) finish() {
 		return cmp.Or(strings.Compare(x.Name, y.Name), cmp.Compare(x.Func, y.Func))
 	})
 	b.out.Exports = slices.Compact(b.out.Exports)
+	b.daemons()
 }
 
 // neverReturns are functions of C libraries that do not return.

@@ -203,6 +203,9 @@ func (p *Planner) plan(ctx context.Context, cfg *site.Config, d *declared.Declar
 			return nil, fmt.Errorf("read the engine's seccomp profile: %w", err)
 		}
 		d.Answered = seccompgen.Answered(allowed)
+		if !slices.ContainsFunc(d.Mounts, func(m declared.Mount) bool { return bound(m) && seccompgen.Brings(m.Destination) }) {
+			d.Answered = append(d.Answered, seccompgen.NoNSCD)
+		}
 	}
 	reading, failed := p.Analyse(ctx, root, d)
 	if reading.Closure != nil {

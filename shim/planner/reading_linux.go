@@ -68,8 +68,12 @@ func read(ctx context.Context, root *rootfs.Root, d *declared.Declared, cache se
 // brings tells whether a mount may bring scripts: an operator's directory or
 // file, and not a volume that the image declares, which is for data.
 func brings(d *declared.Declared, m declared.Mount) bool {
-	bind := m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind")
-	return bind && !slices.Contains(engineFiles, m.Destination) && !slices.Contains(d.Image.Volumes, m.Destination)
+	return bound(m) && !slices.Contains(engineFiles, m.Destination) && !slices.Contains(d.Image.Volumes, m.Destination)
+}
+
+// bound tells whether a mount shows what lies elsewhere.
+func bound(m declared.Mount) bool {
+	return m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind")
 }
 
 // engineFiles are what every engine mounts into a container by itself.

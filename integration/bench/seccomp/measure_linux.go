@@ -56,7 +56,7 @@ func analyse(ctx context.Context, root, program string, env []string, cache secc
 }
 
 func request(program string, env []string) seccompgen.Request {
-	return seccompgen.Request{Env: env, Answered: seccompgen.Answered(func(string) bool { return true }), Programs: []seccompgen.Program{{Path: program, Phase: record.Serving}}}
+	return seccompgen.Request{Env: env, Answered: append(seccompgen.Answered(func(string) bool { return true }), seccompgen.NoNSCD), Programs: []seccompgen.Program{{Path: program, Phase: record.Serving}}}
 }
 
 // programs gives what the kernel ran for an executed path: the program free of
