@@ -163,32 +163,49 @@ func analyse(ctx context.Context, r *reader, req Request, cache Cache) (Result, 
 // program can have another answer given to what it starts. It gives what is
 // known of every file, too.
 func settle(ctx context.Context, r *reader, req Request, cache Cache) (*store, Result, error) {
-	if r.nscdInstalled() {
-		req.Answered = slices.DeleteFunc(slices.Clone(req.Answered), func(a string) bool { return a == NoNSCD })
+	has := map[string]bool{NoNSCD: !r.nscdInstalled()}
+	grant := func() []string {
+		return slices.DeleteFunc(slices.Clone(req.Answered), func(a string) bool { v, known := has[a]; return known && !v })
 	}
+	all := req.Answered
+	req.Answered = grant()
 	st, out, err := grow(ctx, r, req, cache)
-	if err == nil && len(req.Answered) > 0 && (filters(out) || st.cached) {
-		req.Answered = nil
+	if err != nil {
+		return st, out, err
+	}
+	traces, filters := alters(out)
+	has[VDSO] = !traces
+	for _, name := range Answerable {
+		has[name] = !traces && !filters
+	}
+	has[NoNSCD] = has[NoNSCD] && !st.cached
+	before := req.Answered
+	if req.Answered = all; !slices.Equal(grant(), before) {
+		req.Answered = grant()
 		return grow(ctx, r, req, cache)
 	}
-	return st, out, err
+	return st, out, nil
 }
 
-// filters tells whether a program may load a seccomp filter of its own, or
-// change what the kernel does for a process that it traces.
-func filters(out Result) bool {
+// alters tells whether a program may trace others, and so change what the kernel
+// does for them, or load a seccomp filter, which its children keep.
+func alters(out Result) (traces, filters bool) {
+	unknown := len(out.Unresolved) > 0
+	traces, filters = unknown, unknown
 	for _, c := range out.Calls {
 		switch c.Name {
-		case "seccomp", "ptrace":
-			return true
+		case "seccomp":
+			filters = true
+		case "ptrace":
+			traces = true
 		case "prctl":
 			held := slices.IndexFunc(c.Args, func(a plan.Arg) bool { return a.Index == 0 && a.Proved() })
 			if held < 0 || slices.ContainsFunc(c.Args[held].Values, func(v plan.ArgValue) bool { return v.Value == unix.PR_SET_SECCOMP }) {
-				return true
+				filters = true
 			}
 		}
 	}
-	return len(out.Unresolved) > 0
+	return traces, filters
 }
 
 // grow analyses until no further function turns out to take a call number.
