@@ -31,6 +31,7 @@ type container struct {
 	dev     uint64 // of the root directory
 	mnt     uint64 // ID of the root mount
 	execMnt map[uint64]bool
+	guarded map[uint64]bool // mounts to be asked about; true: a part of the root
 	mntns   uint64
 	devs    []uint64 // under which its files are found in byDev
 	entries map[object]*entry
@@ -71,7 +72,7 @@ func (c *container) close() {
 // container is gone, or its engine cannot mount the upper directory again where
 // overlay's index is on.
 func (g *Guard) Watch(spec Container) (err error) {
-	c := &container{Container: spec, entries: map[object]*entry{}, execMnt: map[uint64]bool{}}
+	c := &container{Container: spec, entries: map[object]*entry{}, execMnt: map[uint64]bool{}, guarded: map[uint64]bool{}}
 	defer func() {
 		if err != nil {
 			c.close()
@@ -181,6 +182,9 @@ func (g *Guard) add(c *container) {
 	for id := range c.execMnt {
 		g.byMount[id] = c
 	}
+	for id := range c.guarded {
+		g.byMount[id] = c
+	}
 	for _, dev := range c.devs {
 		for _, other := range g.byDev[dev] {
 			other.uncached.Store(true)
@@ -213,7 +217,7 @@ func (g *Guard) mark(c *container) error {
 	}
 	c.marks = append(c.marks, root)
 	for _, m := range c.Mounts {
-		if m.Exec {
+		if m.Exec || m.Guarded {
 			c.marks = append(c.marks, mark{unix.FAN_MARK_MOUNT, m.File})
 		}
 	}
@@ -251,6 +255,9 @@ func (g *Guard) unmark(c *container) {
 func (g *Guard) cache(c *container, fd int) {
 	if c == nil || !c.own || c.uncached.Load() || !readOnly(c.Root) {
 		return
+	}
+	if _, mnt, err := identifyFD(fd); err != nil || mnt != c.mnt {
+		return // a part of the root that can be written to, or another mount namespace's
 	}
 	unix.FanotifyMark(g.fd, unix.FAN_MARK_ADD|unix.FAN_MARK_IGNORED_MASK, unix.FAN_OPEN_EXEC_PERM, unix.AT_FDCWD, proc(fd))
 }
@@ -293,7 +300,7 @@ func (c *container) survey() error {
 		c.mntns = ns.Ino
 	}
 	for dest, m := range c.Mounts {
-		if !m.Exec {
+		if !m.Exec && !m.Guarded {
 			continue
 		}
 		_, id, err := identify(m.File)
@@ -303,7 +310,11 @@ func (c *container) survey() error {
 		if id == c.mnt {
 			return fmt.Errorf("read mount %s: is not a mount of its own", dest)
 		}
-		c.execMnt[id] = true
+		if m.Exec {
+			c.execMnt[id] = true
+		} else {
+			c.guarded[id] = m.Own
+		}
 	}
 
 	var fs unix.Statfs_t
@@ -484,18 +495,34 @@ func (c *container) admit(p Program, health bool, depth int) (*entry, error) {
 	return e, err
 }
 
-// open opens what the container finds at name on its root mount (O_PATH). EXDEV:
-// another mount lies there.
+// open opens what the container finds at name on its root mount (O_PATH), or on
+// a part of it that was mounted upon itself. EXDEV: another mount lies there.
 func (c *container) open(name string) (fd int, err error) {
+	fd, err = openIn(c.Root, name, unix.RESOLVE_IN_ROOT)
+	if err != unix.EXDEV {
+		return fd, err
+	}
+	name = path.Clean("/" + name)
+	for dest, m := range c.Mounts {
+		if rest, ok := strings.CutPrefix(name, path.Clean("/"+dest)+"/"); ok && m.Own {
+			if fd, err = openIn(m.File, rest, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS); err == nil {
+				return fd, nil
+			}
+		}
+	}
+	return -1, unix.EXDEV
+}
+
+func openIn(dir *os.File, name string, resolve uint64) (fd int, err error) {
 	how := unix.OpenHow{
 		Flags:   unix.O_PATH | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
+		Resolve: resolve | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
 	}
 	rel := strings.TrimLeft(name, "/")
 	if rel == "" {
 		return -1, unix.EISDIR
 	}
-	err = withFD(c.Root, func(root int) error {
+	err = withFD(dir, func(root int) error {
 		for range 64 {
 			if fd, err = unix.Openat2(root, rel, &how); err != unix.EAGAIN && err != unix.EINTR {
 				break
@@ -627,7 +654,7 @@ func (g *Guard) describe(c *container, e *Exec, fd int) bool {
 	e.Path = c.path(fd)
 	e.Serving = c.serving.Load()
 	e.Wide, e.Scriptable = c.wide, c.Scriptable
-	ours := mnt == c.mnt || c.own && slices.Contains(c.devs, o.dev)
+	ours := mnt == c.mnt || c.guarded[mnt] || c.own && slices.Contains(c.devs, o.dev)
 	var en *entry
 	if ours {
 		en = c.entries[o]

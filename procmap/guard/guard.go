@@ -31,8 +31,9 @@
 //     namespace has mounts without marks (measured, 6.18), so unshare, setns
 //     and mount must be refused by other means. Files of a bare directory that
 //     were written by an earlier run of it look like the image's.
-//   - On a writable root, a file can change between the answer and the moment
-//     its pages are read. On a read-only root it cannot.
+//   - On a writable root, and in a writable part of it that is not mounted noexec
+//     (Mount.Guarded), a file can change between the answer and the moment its
+//     pages are read. On a read-only root it cannot.
 //
 // The process that answers must never execute, or fork a child that executes,
 // a file on a guarded file system: the kernel asks it, it waits for itself.
@@ -63,6 +64,11 @@ type Mount struct {
 	// Exec is true where the operator allows programs to be executed from a
 	// mount that is not the image's.
 	Exec bool
+	// Guarded is true where it is not mounted noexec although nothing that is
+	// written there may be executed.
+	Guarded bool
+	// Own is true for a part of the root that was mounted upon itself.
+	Own bool
 }
 
 // Container is what the guard must know of a container. Watch takes over its files.
@@ -77,7 +83,7 @@ type Container struct {
 	// Upper is the overlay's upper directory, where the caller knows it; empty:
 	// read from mountinfo.
 	Upper string
-	// Mounts by destination. Only those with Exec are marked: the others are
+	// Mounts by destination. Only those with Exec or Guarded are marked: the others are
 	// mounted noexec, which the kernel checks before it asks.
 	Mounts map[string]Mount
 

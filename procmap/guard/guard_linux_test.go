@@ -678,6 +678,54 @@ func TestMountsOfTheContainer(t *testing.T) {
 	}
 }
 
+// Writable places that are not mounted noexec, since the image has programs in
+// them or libraries are made there: the image's own programs run, and nothing
+// that was written there does.
+func TestGuardedMounts(t *testing.T) {
+	for name, jail := range map[string]func(t testing.TB, lower string) jail{
+		"overlay": func(t testing.TB, lower string) jail { return overlay(t, lower, false) }, "bare directory": bare,
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := guarded(t)
+			lower := image(t)
+			if err := os.Mkdir(lower+"/home", 0o755); err != nil {
+				t.Fatal(err)
+			}
+			install(t, lower, "/home/own", "/bin/true")
+			install(t, lower, "/home/other", "/bin/true")
+			time.Sleep(20 * time.Millisecond)
+			j := jail(t, lower)
+			volume := t.TempDir()
+			copyFile(t, volume+"/tool", "/bin/true")
+			bind(t, volume, j.root+"/data", false)
+			bind(t, j.root+"/home", j.root+"/home", false) // as writable paths are
+			w.watch(t, "c", j, func(c *Container) {
+				c.Application = append(c.Application, Program{Path: "/home/own"})
+				c.Created = time.Now()
+				c.Mounts = map[string]Mount{"/data": {File: openPath(t, j.root+"/data"), Guarded: true}, "/home": {File: openPath(t, j.root+"/home"), Guarded: true, Own: true}}
+			})
+			time.Sleep(20 * time.Millisecond)
+			copyFile(t, j.root+"/home/tool", "/bin/true")
+			want(t, "the image's program runs", j.do(t, "exec", "/home/own"), 0)
+			for _, tool := range []string{"/home/other", "/home/tool", "/data/tool"} {
+				want(t, tool, j.do(t, "exec", tool), refused)
+				f := openPath(t, j.root+tool)
+				if d, e, known := w.Allowed("c", f, Who{}); !known || d.Allow || e.Place == ExecMount || e.Place == NoExec {
+					t.Errorf("%s: got %+v %v", tool, d, e.Place)
+				}
+				f.Close()
+			}
+			f, err := os.OpenFile(j.root+"/home/own", os.O_WRONLY, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f.WriteAt([]byte{0}, 200)
+			f.Close()
+			want(t, "nor does the image's when it was written to", j.do(t, "exec", "/home/own"), refused)
+		})
+	}
+}
+
 func TestPanicIsARefusalAndTheNextIsServed(t *testing.T) {
 	w := guarded(t)
 	j := overlay(t, image(t), true)
@@ -966,6 +1014,32 @@ func TestMappedStoreIntoAnAllowedProgram(t *testing.T) {
 	unix.Munmap(b)
 	f.Close()
 	want(t, "after", j.do(t, "exec", "/bin/true"), refused)
+}
+
+// The root is read-only, a part of it is not: what the kernel answers for the
+// rest it does not answer for that part, where a store through a shared mapping
+// would not make it ask again.
+func TestKernelAnswersNotForGuardedMounts(t *testing.T) {
+	w := guarded(t)
+	lower := image(t)
+	if err := os.Mkdir(lower+"/home", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	install(t, lower, "/home/own", "/bin/true")
+	j := overlay(t, lower, true)
+	bind(t, j.merged+"/home", j.root+"/home", false)
+	w.watch(t, "c", j, func(c *Container) {
+		c.Application = append(c.Application, Program{Path: "/home/own"}, Program{Path: loader(t)})
+		c.Mounts = map[string]Mount{"/home": {File: openPath(t, j.root+"/home"), Guarded: true, Own: true}}
+	})
+	for name, all := range map[string]bool{"/bin/true": false, "/home/own": true} {
+		want(t, name, j.do(t, "exec", name), 0)
+		w.events()
+		want(t, name, j.do(t, "loop", "20", name), 0)
+		if n := len(w.events()); n != map[bool]int{true: 20}[all] {
+			t.Errorf("the guard was asked %d times about %s", n, name)
+		}
+	}
 }
 
 func TestSetBeforeThePivot(t *testing.T) {

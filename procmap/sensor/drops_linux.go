@@ -321,7 +321,7 @@ func (d *Drops) look(fd, pid int, drops chan<- dropped, writes chan<- Write) (wh
 			unix.Close(fd)
 		}
 	}()
-	var head [4]byte
+	var head [headSize]byte
 	n, err := unix.Pread(fd, head[:], 0)
 	_, program := kindOf(head[:max(n, 0)], 0o111)
 	if (err != nil || !program) && d.writing.Load() == 0 {

@@ -74,10 +74,17 @@ const (
 	Script Kind = "script"
 )
 
-// kindOf knows programs by their first four bytes; a script only where
-// somebody may execute it, an ELF file always: dlopen asks for no permission.
+// headSize is what kindOf looks at: an ELF header up to its type.
+const headSize = 18
+
+// kindOf knows programs by their first bytes; a script only where somebody may
+// execute it, an ELF file always: dlopen asks for no permission. What a compiler
+// makes for the linker (ET_REL, 1 in either byte order) is refused by execve(2)
+// and by dlopen(3).
 func kindOf(head []byte, mode uint32) (Kind, bool) {
 	switch {
+	case len(head) >= headSize && string(head[:4]) == "\x7fELF" && (head[16] == 1 && head[17] == 0 || head[16] == 0 && head[17] == 1):
+		return "", false
 	case len(head) >= 4 && string(head[:4]) == "\x7fELF":
 		return ELF, true
 	case len(head) >= 2 && string(head[:2]) == "#!" && mode&0o111 != 0:

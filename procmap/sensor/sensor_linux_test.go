@@ -47,7 +47,8 @@ func TestKindOf(t *testing.T) {
 		want Kind
 	}{
 		{"\x7fELF", 0o644, ELF}, {"\x7fEL", 0o755, ""}, {"#!/b", 0o755, Script}, {"#!", 0o100, Script},
-		{"#!/b", 0o644, ""}, {"", 0o755, ""}, {"text", 0o755, ""},
+		{"#!/b", 0o644, ""}, {"\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00", 0o755, ""}, {"\x7fELF\x02\x02\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01", 0o755, ""},
+		{"\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x03\x00", 0o755, ELF}, {"\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00", 0o644, ELF}, {"\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01", 0o644, ELF}, {"", 0o755, ""}, {"text", 0o755, ""},
 	} {
 		if got, ok := kindOf([]byte(row.head), row.mode); got != row.want || ok != (row.want != "") {
 			t.Errorf("%q %o: got %q", row.head, row.mode, got)

@@ -231,18 +231,21 @@ func TestFromPlan(t *testing.T) {
 		{Path: "/planned", Mounted: true, Exec: true},
 		{Path: "/var/lib/app/x"}, {Path: "/var/lib/app"}, {Path: "/var/lib/app-2"}, {Path: "/data/sub"}, {Path: "/once"}, {Path: "/proc/x"},
 		{Path: "/opt/jit", Exec: true}, {Path: "/opt/jit/data"}, {Path: "/opt/jit/data/more"}, {Path: "/tmp/"}, {Path: "/tmp"},
+		{Path: "/home/app", Holds: true}, {Path: "/srv/made", Maps: true}, {Path: "/srv/made/data"}, {Path: "/suid", Mounted: true, Maps: true},
 	}
 	e, err := FromPlan(p, s, options())
 	if err != nil {
 		t.Fatal(err)
 	}
 	all := []string{"noexec", "nosuid", "nodev"}
-	want := map[int][]string{1: all[:1], 2: all, 4: all, 6: all[1:], 7: all[:1], 8: all[1:], 11: all, 12: all[:2]}
+	want := map[int][]string{1: all[:1], 2: all, 4: all, 6: all[1:], 8: all[1:], 11: all, 12: all[:2]}
 	if !reflect.DeepEqual(e.MountOptions, want) {
 		t.Errorf("mount options %v, want %v", e.MountOptions, want)
 	}
 	binds := []SelfBind{
+		{"/home/app", "/run/b/rootfs/home/app", true},
 		{"/opt/jit", "/run/b/rootfs/opt/jit", true}, {"/opt/jit/data", "/run/b/rootfs/opt/jit/data", false},
+		{"/srv/made", "/run/b/rootfs/srv/made", true}, {"/srv/made/data", "/run/b/rootfs/srv/made/data", false},
 		{"/tmp", "/run/b/rootfs/tmp", false},
 		{"/var/lib/app", "/run/b/rootfs/var/lib/app", false}, {"/var/lib/app-2", "/run/b/rootfs/var/lib/app-2", false},
 	}

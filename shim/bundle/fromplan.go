@@ -147,7 +147,7 @@ func selfBinds(p *plan.Plan, s *Spec, o Options) ([]SelfBind, error) {
 				nearest = i
 			}
 		}
-		exec := w.Exec || !held(p, record.Processes)
+		exec := w.Executes() || !held(p, record.Processes)
 		if nearest >= 0 && out[nearest].Exec == exec {
 			continue
 		}
@@ -190,7 +190,7 @@ func restrictions(p *plan.Plan, s *Spec, options []string, recursive bool) map[i
 			// enclaves from being mapped; nothing else needs it otherwise.)
 			wanted = slices.DeleteFunc(slices.Clone(options), func(no string) bool { return no == "nodev" })
 		}
-		exec := slices.ContainsFunc(p.Storage.Writable, func(w plan.Writable) bool { return w.Exec && path.Clean("/"+w.Path) == dest })
+		exec := slices.ContainsFunc(p.Storage.Writable, func(w plan.Writable) bool { return w.Executes() && path.Clean("/"+w.Path) == dest })
 		var add []string
 		for _, no := range wanted {
 			yes := strings.TrimPrefix(no, "no")

@@ -112,14 +112,14 @@ func (x *Execs) Watch(t supervise.Target) error {
 			return err
 		}
 		trees[w.Path] = f
-		if w.Exec {
+		if w.Executes() {
 			own, err := dup(f)
 			if err != nil {
 				closeAll(trees)
 				root.Close()
 				return err
 			}
-			c.Mounts[w.Path] = guard.Mount{File: own, Exec: true}
+			c.Mounts[w.Path] = guard.Mount{File: own, Exec: w.Exec, Guarded: !w.Exec, Own: !w.Mounted}
 		}
 	}
 	defer closeAll(trees)
@@ -296,7 +296,11 @@ func asked(p *record.Process, by supervise.Executed) *record.Process {
 func (x *Execs) runDrops(ctx context.Context, look supervise.Lookup) {
 	for ctx.Err() == nil {
 		err := x.drops.Run(ctx, sensor.Reports{
-			Drop:  func(d sensor.Drop) { look.Report(d.Container, x.drop(d)) },
+			Drop: func(d sensor.Drop) {
+				if !x.made(d) {
+					look.Report(d.Container, x.drop(d))
+				}
+			},
 			Write: func(w sensor.Write) { x.write(w, look) },
 			Lost: func(n int) {
 				look.Report("", record.Event{Dimension: record.Supervision, Action: "lost", Object: "written files", Verdict: record.Reported,
@@ -305,6 +309,16 @@ func (x *Execs) runDrops(ctx context.Context, look supervise.Lookup) {
 		})
 		pause(ctx, "watch for written files", err)
 	}
+}
+
+// made tells whether a library was written where the plan says that libraries
+// are made and loaded: nothing deviates.
+func (x *Execs) made(d sensor.Drop) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return d.Kind == sensor.ELF && slices.ContainsFunc(x.containers[d.Container].writable, func(w plan.Writable) bool {
+		return w.Maps && strings.HasPrefix(d.Path, w.Path+"/")
+	})
 }
 
 func (x *Execs) drop(d sensor.Drop) record.Event {
@@ -318,6 +332,13 @@ func (x *Execs) drop(d sensor.Drop) record.Event {
 	case record.Off:
 		mechanism, then = "fanotify", "it can be executed: the mode of processes is off"
 	}
+	x.mu.Lock()
+	if slices.ContainsFunc(x.containers[d.Container].writable, func(w plan.Writable) bool {
+		return (w.Maps || w.Holds) && strings.HasPrefix(d.Path, w.Path+"/")
+	}) && mode == record.Enforce {
+		mechanism, then = "fanotify", "it cannot be executed; a library could be loaded, since the image has some in the same tree"
+	}
+	x.mu.Unlock()
 	what := map[sensor.Kind]string{sensor.ELF: "a program or shared object", sensor.Script: "an executable script"}[d.Kind]
 	return record.Event{
 		Dimension: record.Storage, Action: "drop", Object: d.Path, Verdict: record.Reported,

@@ -174,6 +174,9 @@ func (p *Plan) items() map[string]items {
 	for _, l := range p.Network.Listen {
 		all[port].put(l.String(), item{how: "listen", rank: 1, origins: l.Origins})
 	}
+	for _, l := range p.Network.Inside {
+		all[port].put(l.String()+" inside", item{how: "listen", rank: 1, origins: l.Origins})
+	}
 	for _, c := range p.Network.Connect {
 		all[peer].put(c.String(), item{how: "connect", rank: 1, origins: c.Origins})
 	}
@@ -237,24 +240,33 @@ func (e Writable) item() item {
 	i := item{how: string(cmp.Or(e.Phase, record.Serving)), rank: reach(e.Phase), origins: e.Origins}
 	if e.Exec {
 		i.how, i.rank = i.how+", executable", i.rank+executable
+	} else if e.Maps || e.Holds {
+		i.how, i.rank = i.how+", libraries are loaded from it", i.rank+mapped
 	}
 	return i
 }
 
 // executable is above every phase: what can be executed from a place that can
-// be written is not bounded by the list of programs.
-const executable = 10
+// be written is not bounded by the list of programs. So is mapped, where libraries
+// can be loaded.
+const (
+	mapped     = 5
+	executable = 10
+)
 
 // covers tells whether the plan has a tree above name that is at least as
 // writable and executable, for at least as long.
 func (p *Plan) covers(name string, i item) bool {
-	if !p.Storage.ReadonlyRoot && i.rank < executable {
+	if !p.Storage.ReadonlyRoot && i.rank < mapped {
 		return true
 	}
 	return slices.ContainsFunc(p.Storage.Writable, func(e Writable) bool {
 		above, phase := e.Path == "/" || strings.HasPrefix(name, e.Path+"/"), reach(e.Phase)
 		if i.rank >= executable {
 			return above && e.Exec && phase >= i.rank-executable
+		}
+		if i.rank >= mapped {
+			return above && e.Executes() && phase >= i.rank-mapped
 		}
 		return above && phase >= i.rank
 	})

@@ -50,6 +50,8 @@ func TestCompare(t *testing.T) {
 		{"unless the other is of the start", func(p *Plan) { p.Storage.Writable = append(p.Storage.Writable, Writable{Path: "/home/x"}) }, "widens writable path /home/x [>serving]"},
 		{"or cannot be executed from", func(p *Plan) { p.Storage.Writable = append(p.Storage.Writable, Writable{Path: "/tmp/x", Exec: true}) }, "widens writable path /tmp/x [>serving, executable]"},
 		{"a place to execute from", func(p *Plan) { p.Storage.Writable[7].Exec = true }, "widens writable path /tmp [serving>serving, executable]"},
+		{"a place to load libraries from", func(p *Plan) { p.Storage.Writable[7].Maps = true }, "widens writable path /tmp [serving>serving, libraries are loaded from it]"},
+		{"or nothing is loaded from", func(p *Plan) { p.Storage.Writable = append(p.Storage.Writable, Writable{Path: "/tmp/x", Maps: true}) }, "widens writable path /tmp/x [>serving, libraries are loaded from it]"},
 		{"a writable root", func(p *Plan) { p.Storage.ReadonlyRoot = false }, "widens guard root file system [read-only>writable]"},
 		{"a port more", func(p *Plan) { p.Network.Listen = append(p.Network.Listen, Listen{Proto: "tcp", Port: 22}) }, "widens port 22/tcp [>listen]"},
 		{"a peer less", func(p *Plan) { p.Network.Connect = p.Network.Connect[:2] }, "narrows peer cache:6379/tcp [connect>]"},

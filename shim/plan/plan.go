@@ -125,6 +125,15 @@ type Writable struct {
 	// Exec is true where programs may be executed: only where the operator
 	// said so.
 	Exec bool `json:"exec,omitempty"`
+	// Maps is true where a known application loads libraries that it made
+	// there: the mount is not noexec, and nothing that is written there may be
+	// executed as a program.
+	Maps bool `json:"maps,omitempty"`
+	// Holds is true where the image itself has programs or libraries: the mount
+	// is not noexec, so that they work. What is written there later may not be
+	// executed as a program; that a library could be loaded is reported when it
+	// is written.
+	Holds bool `json:"holds,omitempty"`
 	// Phase is Starting where only the entrypoint's scripts write, before they
 	// exec the program that serves.
 	Phase   record.Phase    `json:"phase,omitempty"`
@@ -137,7 +146,10 @@ type Network struct {
 	Enforced bool     `json:"enforced"`
 	Reason   string   `json:"reason,omitempty"`
 	Listen   []Listen `json:"listen"`
-	Connect  []Peer   `json:"connect"`
+	// Inside are ports that a known application listens on besides: it may, and
+	// nobody outside may connect, since nothing exposes them.
+	Inside  []Listen `json:"inside,omitempty"`
+	Connect []Peer   `json:"connect"`
 }
 
 // Listen is a port, or an inclusive range, that others may connect to.
@@ -147,6 +159,9 @@ type Listen struct {
 	Last    uint16          `json:"last,omitempty"`
 	Origins []record.Origin `json:"origins"`
 }
+
+// Executes tells whether it must not be mounted noexec.
+func (w Writable) Executes() bool { return w.Exec || w.Maps || w.Holds }
 
 // Peer is somewhere the container may connect to. Exactly one of CIDR and Name
 // is set. Port 0 means every port, Proto "" every protocol.

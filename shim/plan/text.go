@@ -310,6 +310,8 @@ func (p *printer) storage(s Storage) {
 		}
 		if e.Exec {
 			kind += ", EXECUTABLE"
+		} else if e.Maps || e.Holds {
+			kind += ", LIBRARIES"
 		}
 		if e.Phase == record.Starting {
 			kind += ", starting"
@@ -349,6 +351,9 @@ func (p *printer) network(n Network) {
 	var all []entry
 	for _, l := range n.Listen {
 		all = append(all, entry{"listen", l.String(), l.Origins})
+	}
+	for _, l := range n.Inside {
+		all = append(all, entry{"inside", l.String(), l.Origins})
 	}
 	for _, c := range n.Connect {
 		all = append(all, entry{"connect", c.String(), c.Origins})
@@ -400,6 +405,11 @@ func (p *Plan) Why(w io.Writer, what string) (found bool, err error) {
 	for _, l := range p.Network.Listen {
 		if l.String() == what || fmt.Sprint(l.Port) == what {
 			say("listen "+l.String(), l.Origins)
+		}
+	}
+	for _, l := range p.Network.Inside {
+		if l.String() == what || fmt.Sprint(l.Port) == what {
+			say("listen "+l.String()+", which nobody outside may connect to", l.Origins)
 		}
 	}
 	for _, c := range p.Network.Connect {

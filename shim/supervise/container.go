@@ -117,7 +117,11 @@ func (c *container) claim(argv []string, now time.Time) (id record.Identity, ann
 
 // declares tells whether a port is declared: "tcp", "sctp"…
 func declares(p *plan.Plan, proto string, port uint16) bool {
-	return slices.ContainsFunc(p.Network.Listen, func(l plan.Listen) bool {
+	return within(p.Network.Listen, proto, port)
+}
+
+func within(list []plan.Listen, proto string, port uint16) bool {
+	return slices.ContainsFunc(list, func(l plan.Listen) bool {
 		return l.Proto == proto && l.Port != 0 && port >= l.Port && port <= max(l.Port, l.Last)
 	})
 }

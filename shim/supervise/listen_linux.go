@@ -194,7 +194,7 @@ func (w *Worker) kernelChose(by filter.Caller, p place) bool {
 }
 
 func (w *Worker) undeclared(c *container, p place) bool {
-	return !p.local && (p.proto == "" || !declares(c.plan, p.proto, p.addr.Port()))
+	return !p.local && (p.proto == "" || !declares(c.plan, p.proto, p.addr.Port()) && !within(c.plan.Network.Inside, p.proto, p.addr.Port()))
 }
 
 func (w *Worker) reportListen(l *listener, n *notification, by filter.Caller, p place, v record.Verdict) {
