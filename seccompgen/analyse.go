@@ -30,6 +30,9 @@ type Program struct {
 	// Args are all command lines that it is started with, each with its name;
 	// none: they are not known.
 	Args [][]string
+	// Loads: it loads libraries that it makes at run time, which may call
+	// whatever it exports (varnishd's compiled configuration).
+	Loads bool `json:",omitempty"`
 }
 
 // Request asks for the system calls of a container.
@@ -387,6 +390,7 @@ func (l *loader) graph(file string, extra []string) (*graph, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.mods[0].exported = l.running != nil && l.running.Loads && l.running.Path == file
 	g := link(l.store.syms, c.mods, l.env)
 	g.answered = l.store.answered
 	g.run()

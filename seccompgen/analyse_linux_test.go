@@ -231,6 +231,14 @@ int main(void) { return ((int (*)(int))dlsym(RTLD_DEFAULT, "reboot"))(0); }`, "-
 	if err != nil || !slices.Contains(names(res), "reboot") {
 		t.Errorf("a library asked for: %v, %v", names(res), err)
 	}
+	// What a library that is made later can call is all that its program exports.
+	build(t, gcc, dir, "exports", prelude+`long offered(void) { return sys(163, 0); } int main(void) { return 0; }`, "-O1", "-rdynamic")
+	for _, loads := range []bool{false, true} {
+		res, err := seccompgen.Analyse(t.Context(), root, seccompgen.Request{Programs: []seccompgen.Program{{Path: "/exports", Phase: record.Serving, Loads: loads}}}, nil)
+		if err != nil || slices.Contains(names(res), "acct") != loads {
+			t.Errorf("a program that loads libraries of its own making (%v): %v, %v", loads, names(res), err)
+		}
+	}
 }
 
 func TestGo(t *testing.T) {
