@@ -100,23 +100,3 @@ func FuzzPasswd(f *testing.F) {
 		}
 	})
 }
-
-// Whatever a crontab or lighttpd's configuration holds: a command is one line of
-// it, without what is cron's own.
-func FuzzJobs(f *testing.F) {
-	for _, s := range []string{"* * * * * root id\n", "PATH=/bin\n@reboot id %in\n", "*/5 1-2 * jan mon\tdate +\\%s\n", "SHELL=bash\n0 0 0 0 0 x", "include_shell \"id \\\"x\\\"\"\n", "\x00 % \\% @", "1 1 1 1 1 \\"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, text string) {
-		lines := strings.Count(text, "\n") + 1
-		for _, jobs := range [][]job{crontab(text, true), crontab(text, false), includedByShell(text)} {
-			last := 0
-			for _, j := range jobs {
-				if j.command == "" && j.vars != nil || j.line <= last || j.line > lines || strings.Contains(j.command, "\n") {
-					t.Fatalf("%+v after line %d of %d", j, last, lines)
-				}
-				last = j.line
-			}
-		}
-	})
-}

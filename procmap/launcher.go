@@ -26,6 +26,8 @@ type launcher struct {
 	program []string
 	// detached: what it runs outlives it, or runs any number of times.
 	many bool
+	// daemon: what it runs lives on in the background.
+	daemon bool
 	// as are the options whose value is the user that the command runs as; ""
 	// is the first of the skipped operands.
 	as []string
@@ -80,6 +82,7 @@ var launchers = map[string]launcher{
 		long: []string{"--exec", "--startas", "--pidfile", "--name", "--user", "--group", "--chuid", "--signal", "--retry", "--chroot",
 			"--chdir", "--procsched", "--iosched", "--umask", "--pid", "--ppid", "--output"}, stays: true,
 		as: []string{"-c", "--chuid"}, root: true},
+	"spawn-fcgi": {short: "fadpsMuUgGbFcCPR", command: []string{"-f"}, daemon: true, as: []string{"-u"}, root: true},
 	"xargs": {short: "EILPnsad", long: []string{"--arg-file", "--delimiter", "--max-lines", "--max-args", "--max-procs", "--max-chars", "--replace", "--process-slot-var"},
 		stays: true, many: true},
 	"watch": {short: "n", long: []string{"--interval"}, stays: true, many: true},

@@ -12,10 +12,13 @@
 // (WideStarting and a note); nothing is dropped silently. Time and memory are
 // bounded whatever the image contains.
 //
+// Programs that configuration files name (supervisord, cron, Postfix, inetd and
+// others) are found where package catalogue knows the application.
+//
 // What it does not guarantee: programs that Python, Perl, Ruby and so on start
 // are only found where their path stands literally in the script; programs
-// named in configuration files (supervisord, cron, inetd) are not found;
-// values that scripts read from files or from other programs' output are unknown.
+// named in configuration files of other applications are not found; values
+// that scripts read from files or from other programs' output are unknown.
 //
 // Facts: a script's interpreter line is read by the kernel up to 256 bytes and
 // with one argument at most (Linux 5.1, fs/binfmt_script.c), interpreters nest
@@ -46,6 +49,8 @@ type Closure struct {
 	Main []string `json:"main"`
 	// Writable are the trees and files that stay writable. Sorted by path.
 	Writable []plan.Writable `json:"writable"`
+	// Listen are ports that known applications listen on whatever is exposed. Sorted.
+	Listen []plan.Listen `json:"listen,omitempty"`
 	// Wide: the main process is a shell or an interpreter without a script.
 	Wide       bool   `json:"wide,omitempty"`
 	WideReason string `json:"wide_reason,omitempty"`
@@ -79,6 +84,8 @@ type Program struct {
 	// Args are all command lines that it is started with, apart from those of
 	// an operator; empty: not all are known.
 	Args [][]string `json:"args,omitempty"`
+	// Loads: it loads libraries that it makes at run time.
+	Loads bool `json:"loads,omitempty"`
 }
 
 // FormatError is the main program's when the kernel could not start it
@@ -150,6 +157,9 @@ type builder struct {
 	unrunnable string // the writable mount that the first program lies on
 	work       int
 	runs       int
+	checking   bool // the health check is followed
+	known      int  // facts of the catalogue
+	listens    []plan.Listen
 	// rootServes: what runs once the container serves may have root's capabilities.
 	rootServes bool
 	// accounts: a script may change the user database.
@@ -311,6 +321,9 @@ func (b *builder) application() error {
 
 // healthCheck follows the declared check under its own identity.
 func (b *builder) healthCheck() {
+	// However large the application is: the check is followed to its own end.
+	b.work, b.runs, b.checking = 0, 0, true
+	defer func() { b.checking = false }()
 	args := b.d.HealthCheck
 	if len(args) == 0 || args[0] == "" || args[0] == "NONE" {
 		return
@@ -401,6 +414,8 @@ func (b *builder) closure() *Closure {
 		c.Analyse = append(c.Analyse, *p)
 	}
 	slices.SortFunc(c.Analyse, func(x, y Program) int { return strings.Compare(x.Path, y.Path) })
+	c.Listen = b.listens
+	slices.SortFunc(c.Listen, func(x, y plan.Listen) int { return strings.Compare(x.String(), y.String()) })
 	c.Unrunnable = b.unrunnable
 	if b.wide != "" {
 		c.Wide, c.WideReason = true, b.wide

@@ -43,6 +43,22 @@ func TestProcesses(t *testing.T) {
 		{claim: "a configuration that includes what a command prints",
 			tree: run("").with(tree{"/usr/sbin/lighttpd": "elf", "/etc/lighttpd/lighttpd.conf": "data server.port = 80\n include_shell \"id -u\"\n# include_shell \"date\"\n"}),
 			args: []string{"lighttpd", "-D"}, serving: "/usr/bin/dash /usr/bin/id /usr/sbin/lighttpd", main: "/usr/sbin/lighttpd"},
+		{claim: "what supervisord starts serves, by its configuration",
+			tree: run("").with(tree{"/usr/bin/python3": "elf", "/usr/bin/supervisord": "#!/usr/bin/python3\nimport sys\n", "/etc/supervisor/conf.d/a.conf": "data [program:a]\ncommand=server -x\n",
+				"/etc/supervisor/supervisord.conf": "data [include]\nfiles = conf.d/*.conf\n"}),
+			args: []string{"supervisord", "-n"}, starting: "/usr/bin/supervisord", serving: "/usr/bin/python3 /usr/sbin/server", main: "/usr/bin/python3 /usr/sbin/server"},
+		{claim: "one that lets people log in runs what they ask for", wide: true,
+			tree: run("").with(tree{"/usr/sbin/sshd": "elf"}), args: []string{"sshd", "-D"}, serving: "/usr/sbin/sshd", main: "/usr/sbin/sshd"},
+		{claim: "unless everybody gets the same",
+			tree: run("").with(tree{"/usr/sbin/sshd": "elf", "/etc/ssh/sshd_config": "data ForceCommand internal-sftp\n", "/etc/pam.d/sshd": "data session optional pam_exec.so /usr/bin/id -u\n"}),
+			args: []string{"sshd", "-D"}, serving: "/usr/bin/id /usr/sbin/sshd", main: "/usr/sbin/sshd"},
+		{claim: "a program that only a string names is asked about nothing",
+			tree: run("").with(tree{"/usr/sbin/sshd": "elf", "/usr/sbin/server": "elf execve : /usr/sbin/sshd"}), args: []string{"server"}, serving: "/usr/sbin/server /usr/sbin/sshd", main: "/usr/sbin/server"},
+		{claim: "a command that becomes a script that becomes a server that starts others",
+			tree: run("").with(tree{"/usr/sbin/postfix": "elf", "/etc/postfix/main.cf": "data x = y\n", "/etc/postfix/master.cf": "data smtp inet n - y - - smtpd\n",
+				"/usr/lib/postfix/sbin/postfix-script": "#!/bin/sh\nid\nexec $daemon_directory/master -i\n", "/usr/lib/postfix/sbin/master": "elf", "/usr/lib/postfix/sbin/smtpd": "elf"}),
+			args: []string{"postfix", "start-fg"}, starting: "/usr/bin/dash /usr/bin/id /usr/lib/postfix/sbin/postfix-script /usr/sbin/postfix",
+			serving: "/usr/lib/postfix/sbin/master /usr/lib/postfix/sbin/smtpd", main: "/usr/lib/postfix/sbin/master /usr/lib/postfix/sbin/smtpd"},
 		{claim: "what a script runs before exec is taken away, with its shell",
 			tree: run("#!/bin/sh\nset -e\nmkdir -p /run/x\nexec \"$@\"\n"), args: []string{"/entry.sh", "server"},
 			starting: "/entry.sh /usr/bin/dash /usr/bin/mkdir", serving: "/usr/sbin/server", main: "/usr/sbin/server"},
@@ -383,6 +399,29 @@ func TestAnalysePhases(t *testing.T) {
 }
 
 // What is cut short may hide a command.
+// An application that is too large to be followed does not cost its health
+// check the programs that it needs, and may run anything for good.
+func TestTooMuchToFollow(t *testing.T) {
+	tr := base().with(tree{"/usr/bin/curl": "elf", "/usr/bin/late": "elf", "/usr/sbin/supervisord": "#!/usr/bin/python3\n", "/usr/bin/python3": "elf"})
+	conf := "data "
+	for i := range 400 {
+		conf += fmt.Sprintf("[program:p%d]\ncommand=/p%d\n", i, i)
+		tr[fmt.Sprintf("/p%d", i)] = "#!/bin/sh\n. /common\n"
+	}
+	tr["/common"] = "data " + strings.Repeat("case $1 in a) id;; b) date;; *) ls -l \"$@\";; esac\n", 400)
+	tr["/etc/supervisord.conf"] = conf + "[program:late]\ncommand=late\n"
+	d := image("supervisord")
+	d.HealthCheck = []string{"/bin/sh", "-c", "curl x || exit 1"}
+	c, err := derive(t, tr, d)
+	must(t, err)
+	if got := list(c, record.Serving, record.HealthCheck); got != "/usr/bin/curl /usr/bin/dash" {
+		t.Errorf("the health check runs %s", got)
+	}
+	if !c.Wide || !noted(c, "any program of the image may run") {
+		t.Errorf("not wide: %v", c.Notes)
+	}
+}
+
 func TestWhatIsNotFollowedToTheEndWidens(t *testing.T) {
 	deep := "f0() { exec /srv; }\n"
 	for i := range maxCalls + 2 {

@@ -93,7 +93,9 @@ func (b *builder) follow(r *run) error {
 	}
 	b.seen[key] = true
 	if b.runs++; b.runs > maxRuns {
-		b.dynamic(r, "more command lines than are followed")
+		if b.runs == maxRuns+1 {
+			b.exhausted("more command lines than are followed")
+		}
 		return nil
 	}
 	name := r.argv[0]
@@ -371,16 +373,23 @@ func (b *builder) elf(o *object, f io.ReaderAt, r *run) error {
 			return err
 		}
 		b.serve(o, r)
+		b.apply(b.know(path.Join(path.Dir(o.path), base), r.argv, r), o.path, r)
 		b.interpreted(o, base, lang, args, r)
 		return nil
+	}
+	facts := b.know(path.Join(path.Dir(o.path), base), r.argv, r)
+	if becomes(facts) && r.chain {
+		phase = record.Starting
 	}
 	if err := enter(phase, phase); err != nil {
 		return err
 	}
-	b.serve(o, r)
+	if !becomes(facts) {
+		b.serve(o, r)
+	}
 	b.helpers(o, f, prog, r)
 	b.own(o, r)
-	b.jobs(base, r)
+	b.apply(facts, o.path, r)
 	return nil
 }
 
@@ -610,7 +619,7 @@ func (b *builder) launch(o *object, base string, l launcher, args []string, r *r
 	if l.many {
 		c.chain, c.serves = false, r.serves
 	}
-	if len(l.program) > 0 && c.identity == record.Application { // a daemon: it lives on
+	if (l.daemon || len(l.program) > 0) && c.identity == record.Application { // a daemon: it lives on
 		c.phase, c.serves = record.Serving, true
 	}
 	if in.clear {
@@ -798,6 +807,9 @@ func (b *builder) interpreted(o *object, base string, lang interpreter, args []s
 		_, text, _ = strings.Cut(strings.TrimPrefix(text, "\n"), "\n")
 	}
 	b.scanText(text, name, r)
+	if in.file != "" && known(in.file) {
+		b.apply(b.know(name, args[max(0, slices.Index(args, in.file)):], r), name, r)
+	}
 	if in.file != "" {
 		b.wrapped(path.Base(in.file), name, r)
 	}

@@ -81,13 +81,24 @@ func (b *builder) charge(n int) bool {
 		return b.work/256 != before/256 && b.ctx.Err() != nil
 	}
 	if before < maxWork {
-		const why = "the scripts are too large to be followed to the end"
-		b.note(record.Processes, "%s; until the container serves any program of the image may run", why)
-		if b.starting == "" {
-			b.starting = why
-		}
+		b.exhausted("the scripts are too large to be followed to the end")
 	}
 	return true
+}
+
+// exhausted: what was not looked at may run anything, and not at the start only.
+func (b *builder) exhausted(why string) {
+	if b.checking {
+		b.note(record.Processes, "health check: %s", why)
+		return
+	}
+	b.note(record.Processes, "%s: any program of the image may run", why)
+	if b.starting == "" {
+		b.starting = why
+	}
+	if b.wide == "" {
+		b.wide = why
+	}
 }
 
 // errDeep is what a script nested so deeply that it endangers the parser's stack gives.

@@ -347,7 +347,7 @@ func (v *view) files(dir string, left *int) (files []string, whole bool) {
 		}
 		queue = next
 	}
-	return files, true
+	return files, len(queue) == 0
 }
 
 func (v *view) executables(dir string, left *int) ([]string, bool) {

@@ -83,6 +83,22 @@ func (w *writables) existing(p string, phase record.Phase, origin record.Origin)
 	return o.path, true
 }
 
+// mapped adds a directory from which a program loads libraries that it made
+// there, whether something is mounted on it or not.
+func (w *writables) mapped(p string, t target) bool {
+	o, err := w.b.view.stat(p)
+	if err != nil || !o.dir() || never(o.path) || slices.Contains(wideDirs, o.path) || slices.Contains(variable, o.path) {
+		return false
+	}
+	if m := w.b.view.mountOf(o.path); m != nil && m.dest != o.path {
+		w.b.note(record.Storage, "%s: libraries that are made in %s cannot be loaded, since the mount %s is not to execute from: mount something on %s itself", t.origin.At, o.path, m.dest, o.path)
+		return false
+	}
+	w.add(o.path, t.phase, t.origin)
+	w.list[o.path].Maps = true
+	return true
+}
+
 // covered tells whether a path is below something writable already.
 func (w *writables) covered(p string, phase record.Phase) bool {
 	for d := p; ; d = path.Dir(d) {
@@ -107,7 +123,41 @@ func (b *builder) writable() []plan.Writable {
 		b.writableTargets(w)
 	}
 	b.warnBelow(w)
-	return w.fold()
+	list := w.fold()
+	for i := range list {
+		e := &list[i]
+		e.Holds = !e.Mounted && !e.Exec && !e.Maps && b.holds(e.Path)
+	}
+	return list
+}
+
+// maxHeld bounds the files that are looked at below one directory.
+const maxHeld = 4096
+
+// holds tells whether the image has programs or libraries below a directory
+// that stays writable: an application that belongs to the user it runs as. They
+// would not work from a noexec mount. In the directories that every system has
+// for variable data only programs count that something declared runs: what else
+// can be executed there was left behind. Where there are too many files to look
+// at, some of them are taken for libraries.
+func (b *builder) holds(dir string) bool {
+	for k := range b.processes {
+		if within(k.path, dir) {
+			return true
+		}
+	}
+	if slices.ContainsFunc(variable, func(v string) bool { return dir == b.view.canonical(v) }) {
+		return false
+	}
+	left := maxHeld
+	files, whole := b.view.files(dir, &left)
+	return !whole || slices.ContainsFunc(files, func(p string) bool {
+		if name := path.Base(p); strings.HasSuffix(name, ".so") || strings.Contains(name, ".so.") || strings.HasSuffix(name, ".node") || strings.HasSuffix(name, ".dll") {
+			return true
+		}
+		o, err := b.view.stat(p)
+		return err == nil && o.executable()
+	})
 }
 
 func (b *builder) writableMounts(w *writables) {
@@ -432,6 +482,9 @@ func (b *builder) writableTarget(w *writables, t target) {
 		}
 	}
 	p = path.Clean(p)
+	if t.maps && w.mapped(p, t) {
+		return
+	}
 	for _, d := range []string{"/dev", "/proc", "/sys"} {
 		if within(p, d) {
 			return
@@ -506,7 +559,7 @@ func (w *writables) fold() []plan.Writable {
 	out := []plan.Writable{}
 	for p, e := range w.list {
 		inside := false
-		for d := path.Dir(p); !e.Mounted && !inside; d = path.Dir(d) {
+		for d := path.Dir(p); !e.Mounted && !e.Maps && !inside; d = path.Dir(d) {
 			up := w.list[d]
 			inside = up != nil && (up.Phase == e.Phase || up.Phase == record.Serving)
 			if d == "/" {

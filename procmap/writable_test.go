@@ -25,6 +25,7 @@ func TestWritable(t *testing.T) {
 		change func(*declared.Declared)
 		want   string // besides the usual
 		note   string
+		holds  string // of those, what has programs or libraries of the image
 	}{
 		{claim: "the usual variable directories, links resolved"},
 		{claim: "a VOLUME", tree: tree{"/data": "dir"}, change: func(d *declared.Declared) { d.Image.Volumes = []string{"/data/"} }, want: "/data"},
@@ -55,6 +56,17 @@ func TestWritable(t *testing.T) {
 		{claim: "a single file where its directory is too wide", tree: tree{"/etc/motd": "data", "/e.sh": "#!/bin/sh\necho > /etc/motd\nexec sleep 1\n"}, change: entry, want: "/etc/motd"},
 		{claim: "accounts, programs and package lists never", tree: tree{"/var/lib/dpkg/status": "data", "/e.sh": "#!/bin/sh\necho >> /etc/passwd\ncp a /usr/bin/x\nrm /var/lib/dpkg/status\nexec sleep 1\n"}, change: entry, note: "/etc/passwd, which stays read-only"},
 		{claim: "what cannot be made is said with a remedy", tree: tree{"/e.sh": "#!/bin/sh\nmkdir -p /var/lib/new\nexec sleep 1\n"}, change: entry, note: "declare VOLUME /var/lib/new"},
+		{claim: "a home with a program in it", tree: tree{"/home/app": "dir 1000", "/home/app/bin/run": "elf"}, change: func(d *declared.Declared) { d.Image.User = "app"; d.Process.UID = 1000 }, want: "/home/app", holds: "/home/app"},
+		{claim: "or a library", tree: tree{"/srv/x": "dir 999", "/srv/x/a/lib/y.so.1": "data"}, want: "/srv/x", holds: "/srv/x"},
+		{claim: "not one with data", tree: tree{"/srv/x": "dir 999", "/srv/x/a/y": "data"}, want: "/srv/x"},
+		{claim: "what lies in /tmp was left behind", tree: tree{"/tmp/installer": "elf"}},
+		{claim: "unless something declared runs it", tree: tree{"/tmp/e.sh": "#!/bin/sh\nexec sleep 1\n"}, change: func(d *declared.Declared) { d.Process.Args = []string{"/tmp/e.sh"} }, holds: "/tmp"},
+		{claim: "a known program's own place to load libraries from, though more is writable", tree: tree{"/usr/sbin/varnishd": "elf", "/srv/v/x": "dir"}, change: func(d *declared.Declared) {
+			d.Process.Args, d.Image.Volumes = []string{"varnishd", "-n", "/srv/v/x"}, []string{"/srv/v"}
+		}, want: "/srv/v /srv/v/x"},
+		{claim: "not one that is everybody's", tree: tree{"/usr/sbin/varnishd": "elf"}, change: func(d *declared.Declared) {
+			d.Process.Args = []string{"varnishd", "-n", "/tmp"}
+		}},
 		{claim: "a bare bundle has its mounts only", tree: tree{"/var/lib/db": "dir 999"}, change: func(d *declared.Declared) { d.Image.Known = false }, want: "-"},
 	}
 	for _, tt := range tests {
@@ -77,6 +89,15 @@ func TestWritable(t *testing.T) {
 				t.Errorf("no note with %q: %v", tt.note, c.Notes)
 			}
 			for _, w := range c.Writable {
+				if w.Maps != (w.Path == "/srv/v/x") {
+					t.Errorf("%s: libraries %v", w.Path, w.Maps)
+				}
+				if w.Holds != strings.Contains(tt.holds, w.Path) {
+					t.Errorf("%s: holds programs %v", w.Path, w.Holds)
+				}
+				if p := c.Analyse[len(c.Analyse)-1]; w.Maps && !p.Loads {
+					t.Errorf("%+v loads nothing", p)
+				}
 				if len(w.Origins) == 0 || w.Phase == "" {
 					t.Errorf("%s has no origin or phase", w.Path)
 				}

@@ -24,6 +24,7 @@ type target struct {
 	kind   kind
 	phase  record.Phase
 	origin record.Origin
+	maps   bool // libraries are loaded from there
 }
 
 const maxTargets = 4096

@@ -49,6 +49,7 @@ func compose(f facts) *plan.Plan {
 	for i := range p.Processes {
 		p.Processes[i].Main = p.Processes[i].Main || slices.Contains(f.closure.Main, p.Processes[i].Path)
 	}
+	p.Network.Inside = f.closure.Listen
 	p.Syscalls = f.syscalls()
 	p.Storage = plan.Storage{ReadonlyRoot: d.Image.Known || d.ReadonlyRoot, Writable: f.closure.Writable}
 	p.Capabilities = f.capabilities(p.Syscalls)

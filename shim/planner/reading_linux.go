@@ -100,7 +100,7 @@ func request(root *rootfs.Root, d *declared.Declared, c *procmap.Closure) (secco
 			}
 			root.Put(a.Path, f)
 		}
-		req.Programs = append(req.Programs, seccompgen.Program{Path: a.Path, Phase: a.Phase, Origins: a.Origins, Args: a.Args})
+		req.Programs = append(req.Programs, seccompgen.Program{Path: a.Path, Phase: a.Phase, Origins: a.Origins, Args: a.Args, Loads: a.Loads})
 	}
 	return req, nil
 }
