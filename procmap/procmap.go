@@ -70,8 +70,13 @@ type Closure struct {
 	// count setuid programs that were not seen to be run, file capabilities, the
 	// health check (which the engine starts as the declared user), an
 	// operator's exec, nor a user namespace that a program makes for itself.
-	ServesUnprivileged bool        `json:"serves_unprivileged,omitempty"`
-	Notes              []plan.Note `json:"notes,omitempty"`
+	ServesUnprivileged bool `json:"serves_unprivileged,omitempty"`
+	// SettledEnv: every program starts with the declared values of the variables
+	// that say where libraries find their configuration (see settings), as far as
+	// scripts, launchers and crontabs can change them. What programs do to their
+	// own environment is not seen.
+	SettledEnv bool        `json:"settled_env,omitempty"`
+	Notes      []plan.Note `json:"notes,omitempty"`
 }
 
 // Program is one ELF program to be analysed.
@@ -162,6 +167,8 @@ type builder struct {
 	listens    []plan.Listen
 	// rootServes: what runs once the container serves may have root's capabilities.
 	rootServes bool
+	// unsettled: a program may start with a variable of settings that is not as declared.
+	unsettled bool
 	// accounts: a script may change the user database.
 	accounts bool
 	// byShell are programs that one which serves can only start through
@@ -272,6 +279,7 @@ func (b *builder) analyse(o *object, r *run, phase record.Phase, origins ...reco
 // in another program may come with any arguments.
 func (b *builder) startedWith(k processKey, r *run) {
 	const most = 16
+	b.unsettled = b.unsettled || unsettled(r.vars, b.d.Process.Env)
 	list := b.args[k]
 	known := r.helper == 0 && r.input == nil && !slices.ContainsFunc(r.argv, func(s string) bool { return strings.ContainsAny(s, wildcards) })
 	switch {
@@ -416,6 +424,7 @@ func (b *builder) closure() *Closure {
 	slices.SortFunc(c.Analyse, func(x, y Program) int { return strings.Compare(x.Path, y.Path) })
 	c.Listen = b.listens
 	slices.SortFunc(c.Listen, func(x, y plan.Listen) int { return strings.Compare(x.String(), y.String()) })
+	c.SettledEnv = !b.unsettled && b.wide == "" && b.starting == ""
 	c.Unrunnable = b.unrunnable
 	if b.wide != "" {
 		c.Wide, c.WideReason = true, b.wide

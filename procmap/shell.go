@@ -518,6 +518,9 @@ func (s *script) exports(st *state, extra map[string]value) map[string]value {
 			vars[k] = v
 		}
 	}
+	if st.havoc {
+		vars[anyVariable] = scalar(unknown)
+	}
 	for k, v := range extra {
 		vars[k] = v
 	}

@@ -166,6 +166,41 @@ func environment(env []string) map[string]value {
 	return vars
 }
 
+// anyVariable stands in an environment for variables whose names are not known.
+const anyVariable = unknown
+
+// settings are the variables, by how their names begin, that say where libraries
+// and programs find the configuration which decides what they load: of OpenSSL
+// (openssl-env(7)), PHP (php(1)) and curl (curl(1)).
+var settings = []string{"OPENSSL_", "PHPRC", "PHP_INI_SCAN_DIR", "CURL_HOME", "XDG_CONFIG_HOME", "HOME"}
+
+// unsettled tells whether an environment may differ from the declared one in
+// any of settings.
+func unsettled(vars map[string]value, declared []string) bool {
+	was := environment(declared)
+	for name, v := range vars {
+		if strings.ContainsAny(name, wildcards) {
+			return true
+		}
+		if !setting(name) {
+			continue
+		}
+		if now, ok := one(vars, name); !ok || len(was[name]) == 0 || was[name][0][0] != now || len(v) != 1 {
+			return true
+		}
+	}
+	for name := range was {
+		if _, ok := vars[name]; !ok && setting(name) {
+			return true
+		}
+	}
+	return false
+}
+
+func setting(name string) bool {
+	return slices.ContainsFunc(settings, func(s string) bool { return strings.HasPrefix(name, s) })
+}
+
 // one gives a variable's only value, or ok false.
 func one(vars map[string]value, name string) (string, bool) {
 	v := vars[name]

@@ -45,6 +45,10 @@ type Request struct {
 	// in and below Changeable; mounts lie there too.
 	Immutable  bool
 	Changeable []string
+	// SettledEnv: nothing is known to start a program with other values than
+	// those in Env of the variables that say where libraries find their
+	// configuration.
+	SettledEnv bool
 	// Mounted are files and directories that an operator's mounts bring. Scripts
 	// there are not read: what an interpreter's syscall builtin is asked for by
 	// them is not known.
@@ -134,9 +138,9 @@ func requestKey(r *reader, req Request) string {
 	h := sha256.New()
 	enc := json.NewEncoder(h)
 	env := slices.DeleteFunc(slices.Clone(req.Env), func(kv string) bool {
-		return !strings.HasPrefix(kv, "LD_") && !strings.HasPrefix(kv, "LANG") && !strings.HasPrefix(kv, "LC_")
+		return !strings.HasPrefix(kv, "LD_") && !strings.HasPrefix(kv, "LANG") && !strings.HasPrefix(kv, "LC_") && !setting(kv)
 	})
-	if err := enc.Encode([]any{req.Programs, env, req.Immutable, req.Changeable, req.Mounted, req.Answered, req.ExtraLibraries}); err != nil {
+	if err := enc.Encode([]any{req.Programs, env, req.Immutable, req.Changeable, req.SettledEnv, req.Mounted, req.Answered, req.ExtraLibraries}); err != nil {
 		return ""
 	}
 	for _, p := range req.Programs {

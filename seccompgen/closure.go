@@ -189,6 +189,7 @@ type loader struct {
 	texts          []string // files that may be scripts
 	walked, unseen bool
 	req            *Request
+	settled        *bool             // settledEnv, once it is known
 	running        *Program          // that is looked at
 	read           map[string][]byte // scripts
 	kept           int               // bytes of them

@@ -47,33 +47,59 @@ type configured struct {
 	seen  map[string]bool
 	named map[string]bool // file names of modules
 	ok    bool
+	// engine: it may name an engine of OpenSSL (openssl.go).
+	engine bool
 }
 
 const maxConfigFiles = 2000
+
+// started is one way in which a server begins: the file of its configuration
+// and texts of the command line that come before it.
+type started struct {
+	file  string
+	texts []string
+}
 
 // loads gives the file names of the modules that a server's configuration
 // loads; false: any may be.
 func (l *loader) loads(c *closure) (map[string]bool, bool) {
 	cf := &configured{l: l, seen: map[string]bool{}, named: map[string]bool{}, ok: true}
-	p := l.running
-	if p == nil || len(p.Args) == 0 || c.mods[0].path != p.Path {
+	server, ways, ok := l.startedBy(c)
+	if !ok {
 		return nil, false
 	}
-	var parse func(main string, texts []string)
+	for _, w := range ways {
+		if server == forNginx {
+			cf.nginx(w.file, w.texts)
+		} else {
+			cf.apache(w.file)
+		}
+	}
+	return cf.named, cf.ok && len(cf.seen) > 0
+}
+
+// startedBy gives all configurations that a program, which is nginx or Apache,
+// is started with; false: it is neither, or they are not known.
+func (l *loader) startedBy(c *closure) (server kind, ways []started, ok bool) {
+	p := l.running
+	if p == nil || len(p.Args) == 0 || c.mods[0].path != p.Path {
+		return 0, nil, false
+	}
 	var main []string
 	kinds := (&closure{mods: c.mods[:1]}).hosted()
 	strs := c.mods[0].sum.Strings
 	var options map[string]int
 	switch {
 	case kinds&forNginx != 0:
+		server = forNginx
 		options = map[string]int{"-q": 0, "-t": 0, "-T": 0, "-v": 0, "-V": 0, "-h": 0, "-?": 0, "-s": 1, "-e": 1, "-g": inline, "-c": config}
 		for _, s := range strs {
 			if path.Base(s) == "nginx.conf" {
 				main = append(main, s)
 			}
 		}
-		parse = cf.nginx
 	case kinds&forApache != 0:
+		server = forApache
 		options = map[string]int{"-DFOREGROUND": 0, "-D": 1, "-k": 1, "-X": 0, "-e": 1, "-E": 1, "-S": 0, "-t": 0, "-M": 0, "-l": 0, "-L": 0, "-v": 0, "-V": 0, "-h": 0}
 		for _, s := range strs {
 			for _, name := range []string{"apache2.conf", "conf/httpd.conf", "httpd.conf"} {
@@ -82,27 +108,25 @@ func (l *loader) loads(c *closure) (map[string]bool, bool) {
 				}
 			}
 		}
-		parse = cf.apache
 	default:
-		return nil, false
+		return 0, nil, false
 	}
 	for _, args := range p.Args {
 		texts, given, ok := arguments(args, options)
 		if !ok {
-			return nil, false
+			return 0, nil, false
 		}
-		if len(given) > 0 {
-			for _, f := range given {
-				parse(f, texts)
+		if len(given) == 0 {
+			if len(main) != 1 {
+				return 0, nil, false // which of them is not known
 			}
-			continue
+			given = main
 		}
-		if len(main) != 1 {
-			return nil, false // which of them is not known
+		for _, f := range given {
+			ways = append(ways, started{f, texts})
 		}
-		parse(main[0], texts)
 	}
-	return cf.named, cf.ok && len(cf.seen) > 0
+	return server, ways, true
 }
 
 // What follows an option: that many arguments that do not matter, text of the
@@ -225,7 +249,7 @@ func (cf *configured) nginx(main string, texts []string) {
 	dir := path.Dir(main)
 	work := []string{main}
 	read := func(text string) {
-		for d := range nginxDirectives(text) {
+		for d := range nginxDirectives(text, false) {
 			switch d[0] {
 			case "load_module":
 				if len(d) == 2 {
@@ -258,11 +282,11 @@ func (cf *configured) nginx(main string, texts []string) {
 	}
 }
 
-// nginxDirectives splits a configuration of nginx into directives, up to the
-// first block: load_module is allowed on the main level only, and "is specified
+// nginxDirectives splits a configuration of nginx into directives: the whole
+// of it, with what precedes a block as one, or up to the first block: load_module is allowed on the main level only, and "is specified
 // too late" behind events, http, mail or stream (ngx_load_module). So what these
 // include does not matter, and may well change.
-func nginxDirectives(text string) func(func([]string) bool) {
+func nginxDirectives(text string, whole bool) func(func([]string) bool) {
 	return func(yield func([]string) bool) {
 		var words []string
 		var word []byte
@@ -291,9 +315,15 @@ func nginxDirectives(text string) func(func([]string) bool) {
 			case c == '\\' && i+1 < len(text):
 				i++
 				in, word = true, append(word, text[i])
-			case c == '{':
+			case c == '{' && whole && in && len(word) > 0 && word[len(word)-1] == '$': // ${name}
+				word = append(word, c)
+				for i++; i < len(text) && text[i] != '}'; i++ {
+					word = append(word, text[i])
+				}
+				word = append(word, '}')
+			case c == '{' && !whole:
 				return
-			case c == ';' || c == '}':
+			case c == ';' || c == '}' || c == '{':
 				flush()
 				if len(words) > 0 && !yield(words) {
 					return
@@ -311,7 +341,7 @@ func nginxDirectives(text string) func(func([]string) bool) {
 }
 
 // apache reads a configuration of Apache. Conditions count as met.
-func (cf *configured) apache(main string, _ []string) {
+func (cf *configured) apache(main string) {
 	root := path.Dir(main)
 	if path.Base(root) == "conf" {
 		root = path.Dir(root)
@@ -346,6 +376,7 @@ func (cf *configured) apache(main string, _ []string) {
 		if !ok {
 			continue
 		}
+		cf.engine = cf.engine || apacheEngine.MatchString(strings.ReplaceAll(strings.ReplaceAll(text, "\r", ""), "\\\n", " "))
 		for line := range strings.Lines(strings.ReplaceAll(strings.ReplaceAll(text, "\r", ""), "\\\n", " ")) {
 			d := strings.Fields(strings.ReplaceAll(line, `"`, " "))
 			if len(d) < 2 || d[0][0] == '#' {

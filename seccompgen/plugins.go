@@ -73,18 +73,27 @@ func (l *loader) plugins(c *closure, g *graph) []string {
 	if !opens {
 		return out
 	}
+	choices := chooser{l: l, c: c, g: g}
 	for i, m := range c.mods {
 		if isLibc(m) {
 			continue // its own strings are the cases above, and libgcc_s
 		}
 		for _, s := range c.mods[i].sum.Strings {
 			if !strings.HasPrefix(s, "/") {
-				if p, ok := l.find(s, m, nil, c.musl); ok && strings.HasPrefix(s, "lib") {
+				if !strings.HasPrefix(s, "lib") {
+					continue
+				}
+				if p, ok := l.find(s, m, nil, c.musl); ok {
 					add(p)
 				}
 				continue
 			}
-			l.named(path.Clean(s), add)
+			only := choices.of(m, path.Clean(s))
+			l.named(path.Clean(s), func(p string) {
+				if only == nil || only(p) {
+					add(p)
+				}
+			})
 		}
 	}
 	if p, ok := l.find("libgcc_s.so.1", c.mods[0], nil, c.musl); ok {

@@ -23,6 +23,7 @@ func (b *builder) strings() {
 		n := uint64(len(s.Data))
 		if lo < s.Addr || lo-s.Addr >= n || hi < lo {
 			pathStrings(s.Data, seen)
+			tellingStrings(s.Data, seen)
 			if looksUp {
 				identifiers(s.Data, names)
 				formats(s.Data, made)
@@ -31,6 +32,7 @@ func (b *builder) strings() {
 		}
 		for _, d := range [][]byte{s.Data[:lo-s.Addr], s.Data[min(n, hi-s.Addr):]} {
 			pathStrings(d, seen)
+			tellingStrings(d, seen)
 			if looksUp {
 				identifiers(d, names)
 				formats(d, made)
@@ -82,6 +84,18 @@ func pathStrings(data []byte, seen map[string]bool) {
 			if !strings.Contains(t, "%") && (t[0] == '/' || strings.Contains(t, ".so") && !strings.Contains(t, "/")) {
 				seen[t] = true
 			}
+		}
+	}
+}
+
+// telling are strings that matter for what a library is asked for (openssl.go).
+var telling = []string{"OPENSSL_CONF", "OPENSSL_ENGINES", "OPENSSL_MODULES", "OPENSSL_CONF_INCLUDE", "engine"}
+
+// tellingStrings finds those: linkers store a string as the end of another, too.
+func tellingStrings(data []byte, seen map[string]bool) {
+	for _, s := range telling {
+		if bytes.Contains(data, append([]byte(s), 0)) {
+			seen[s] = true
 		}
 	}
 }

@@ -30,7 +30,7 @@ const (
 	maxRuns    = 100_000 // places of a Go program
 	maxName    = 64      // bytes of a bare name
 	maxInterp  = 4096
-	chunk      = 1 << 20
+	chunk      = 64 << 10 // read at a time
 )
 
 // ErrNotELF is returned for a file that does not start with the ELF magic.
@@ -288,7 +288,7 @@ func imported(f *elf.File) iter.Seq[[]byte] {
 
 // contains searches a section without holding all of it.
 func contains(s *elf.Section, what string) bool {
-	buf := make([]byte, chunk+len(what))
+	buf := make([]byte, min(chunk+len(what), int(s.FileSize))) // of at most maxData bytes
 	for off := int64(0); off < int64(s.FileSize); off += chunk {
 		n, err := s.ReadAt(buf[:min(int64(len(buf)), int64(s.FileSize)-off)], off)
 		if bytes.Contains(buf[:n], []byte(what)) {

@@ -28,6 +28,11 @@ const (
 )
 
 const (
+	// analyserGarbage is how much, in percent of what is in use, may have been
+	// thrown away before it is collected: an image of 500 MB in less than 300 MiB,
+	// for a twentieth more of processor time than with Go's own 100.
+	analyserGarbage = 50
+
 	analyserHeap   = 1 << 30    // from here on it would rather collect than grow
 	analyserMemory = 1536 << 20 // here it ends
 )
@@ -66,6 +71,7 @@ func childRules(pid, polled int) []confine.Rule {
 // AnalyseChild is the child's main program. It ends with its parent.
 func AnalyseChild() error {
 	debug.SetMemoryLimit(analyserHeap)
+	debug.SetGCPercent(analyserGarbage)
 	unix.CloseOnExec(parentFd)
 	unix.CloseOnExec(cacheFd)
 	var cache seccompgen.Cache = seccompgen.NoCache{}

@@ -82,7 +82,7 @@ var engineFiles = []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/
 // request asks for the system calls of a closure. The programs that mounts will
 // bring are put into the root.
 func request(root *rootfs.Root, d *declared.Declared, c *procmap.Closure) (seccompgen.Request, error) {
-	req := seccompgen.Request{Env: d.Process.Env, Answered: d.Answered, Immutable: d.ReadonlyRoot || d.Image.Known && d.StorageHeld}
+	req := seccompgen.Request{Env: d.Process.Env, Answered: d.Answered, Immutable: d.ReadonlyRoot || d.Image.Known && d.StorageHeld, SettledEnv: c.SettledEnv}
 	for _, w := range c.Writable {
 		req.Changeable = append(req.Changeable, w.Path)
 	}
