@@ -42,15 +42,19 @@ func serving(c plan.Syscall) bool { return c.Phase == record.Serving && !c.Until
 // analyse works out one program's calls: the application's closure, which is
 // the program with the libraries and plug-ins that it loads.
 func analyse(ctx context.Context, root, program string, env []string, cache seccompgen.Cache) (*analysed, error) {
+	return analysis(ctx, root, request(program, env), cache)
+}
+
+func analysis(ctx context.Context, root string, req seccompgen.Request, cache seccompgen.Cache) (*analysed, error) {
 	r, err := rootfs.Open(root)
 	if err != nil {
 		return nil, err
 	}
 	defer r.Close()
 	before := time.Now()
-	res, err := seccompgen.Analyse(ctx, r, request(program, env), cache)
+	res, err := seccompgen.Analyse(ctx, r, req, cache)
 	if err != nil {
-		return nil, fmt.Errorf("analyse %s: %w", program, err)
+		return nil, fmt.Errorf("analyse %s: %w", req.Programs[0].Path, err)
 	}
 	return &analysed{res.Calls, res.Unresolved, time.Since(before)}, nil
 }
@@ -175,11 +179,21 @@ func (s server) analyse(ctx context.Context, cache seccompgen.Cache) (*served, e
 		return nil, fmt.Errorf("%s: no program", s.argv[0])
 	}
 	out.env = append(slices.Clone(usual), s.env...)
-	if out.analysed, err = analyse(ctx, root, real[0], out.env, cache); err != nil {
+	out.program = real[0]
+	if out.analysed, err = analysis(ctx, root, out.request(), cache); err != nil {
 		return nil, err
 	}
-	out.program = real[0]
 	return out, nil
+}
+
+// request is the server's as a container of its root would have it: with its
+// command line, the configuration of its package, and nothing to write to but
+// variable data.
+func (s *served) request() seccompgen.Request {
+	req := request(s.program, s.env)
+	req.Programs[0].Args = [][]string{s.argv}
+	req.Immutable, req.SettledEnv, req.Changeable = true, true, []string{"/tmp", "/run", "/var"}
+	return req
 }
 
 // measure has the server live its life under strace, too.
@@ -209,7 +223,7 @@ func (s *served) reasons(ctx context.Context, cache seccompgen.Cache, names []st
 		return "", err
 	}
 	defer root.Close()
-	ways, err := seccompgen.Ways(ctx, root, request(s.program, s.env), cache, names...)
+	ways, err := seccompgen.Ways(ctx, root, s.request(), cache, names...)
 	if err != nil {
 		return "", fmt.Errorf("look for the ways to calls of %s: %w", s.program, err)
 	}
