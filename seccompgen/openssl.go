@@ -214,7 +214,7 @@ func (cf *configured) absent(name string) bool {
 type confLine struct{ name, value string }
 
 // opensslFile is a configuration of OpenSSL (config(5)) as it is read. What is
-// quoted, escaped or continued is not understood.
+// escaped or continued is not understood.
 type opensslFile struct {
 	cf      *configured
 	section string
@@ -267,8 +267,8 @@ func (o *opensslFile) parse(text string, include func(string)) {
 			o.cf.ok = false
 			return
 		}
-		line, _, _ = strings.Cut(line, "#")
-		if strings.ContainsAny(line, "\\\"'`;\x00") {
+		line, quoted, ok := plainLine(line)
+		if k := strings.IndexByte(line, '='); !ok || quoted >= 0 && (k < 0 || quoted < k) { // names are not quoted
 			o.cf.ok = false
 			return
 		}
@@ -292,6 +292,34 @@ func (o *opensslFile) parse(text string, include func(string)) {
 			o.values[o.section] = append(o.values[o.section], confLine{name, value})
 		}
 	}
+}
+
+// plainLine takes quotation marks and the comment from a line, and tells where
+// the first quotation began, -1: there is none.
+func plainLine(line string) (text string, quoted int, ok bool) {
+	var out []byte
+	quoted = -1
+	for i := 0; i < len(line); i++ {
+		switch c := line[i]; c {
+		case '#':
+			return string(out), quoted, true
+		case '\\', ';', 0:
+			return "", 0, false
+		case '"', '\'', '`':
+			n := strings.IndexByte(line[i+1:], c)
+			if n < 0 || strings.ContainsAny(line[i+1:i+1+n], "\\\x00") {
+				return "", 0, false
+			}
+			if quoted < 0 {
+				quoted = len(out)
+			}
+			out = append(out, line[i+1:i+1+n]...)
+			i += n + 1
+		default:
+			out = append(out, c)
+		}
+	}
+	return string(out), quoted, true
 }
 
 // confModules are the modules that OpenSSL knows, but for engines. The name in a
