@@ -483,6 +483,6 @@ func (l *loader) prefetch(files []string) {
 	}
 	slices.SortStableFunc(todo, func(a, b string) int { return cmp.Compare(l.r.size[b], l.r.size[a]) })
 	for _, file := range todo {
-		l.store.start(l.ctx, file)
+		l.store.start(l.ctx, file, l.r.size[file])
 	}
 }

@@ -38,6 +38,7 @@ type store struct {
 	cached   bool // a program is a name service cache daemon, maybe
 	syms     *symbols
 	slots    chan struct{} // held while a file is analysed ahead
+	turn     sync.Mutex    // held while slots are waited for
 	under    sync.WaitGroup
 }
 
@@ -84,11 +85,27 @@ func (s *store) needs(file string) []string {
 	return elfread.Needs(f, f.Info.Size())
 }
 
+// aloneFrom is from how many bytes on nothing is analysed ahead beside a file:
+// all of it is in memory meanwhile (libLLVM has 110 MB).
+const aloneFrom = 64 << 20
+
 // start analyses a file in the background.
-func (s *store) start(ctx context.Context, file string) {
+func (s *store) start(ctx context.Context, file string, size int64) {
 	s.under.Go(func() {
-		s.slots <- struct{}{}
-		defer func() { <-s.slots }()
+		takes := 1
+		if size >= aloneFrom {
+			takes = cap(s.slots)
+		}
+		s.turn.Lock()
+		for range takes {
+			s.slots <- struct{}{}
+		}
+		s.turn.Unlock()
+		defer func() {
+			for range takes {
+				<-s.slots
+			}
+		}()
 		if ctx.Err() == nil {
 			_, _ = s.summary(ctx, file)
 		}
