@@ -40,6 +40,10 @@
 //     lie below a directory whose path is in the program's data, or natives.go
 //     knows them as an extension of the program by what they export or use.
 //     Request.ExtraLibraries is for those.
+//   - OPENSSL_CONF and the like, where a program sets it for another by a name that
+//     it puts together, and is none of those that openssl.go names: then engines of
+//     OpenSSL may be loaded that do not count. So may those that a file of options
+//     names which a service writes for its own curl.
 //   - What scripts that are not files of the image make an interpreter do beyond
 //     its own code and extensions (scripts.go).
 //   - dlsym of a function of an already loaded library by a name that is not a
