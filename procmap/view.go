@@ -316,6 +316,27 @@ func (v *view) namesUncached(dir string, limit int) []string {
 	return names
 }
 
+// entry is stat for something in a directory that was listed. Files and
+// directories of the image in a directory whose path is free of symbolic links
+// are where their names say: one system call tells what they are.
+func (v *view) entry(dir, p string) (*object, error) {
+	if _, known := v.stats[p]; known || len(p) > 4096 {
+		return v.stat(p)
+	}
+	if d, err := v.stat(dir); err != nil || d.path != dir || d.mount != nil || v.mountOf(p) != nil || v.root.Given(p) {
+		return v.stat(p)
+	}
+	st, err := v.root.At(p)
+	if kind := st.Mode & unix.S_IFMT; err != nil || kind != unix.S_IFREG && kind != unix.S_IFDIR {
+		return v.stat(p)
+	}
+	o := &object{path: p, as: p, st: st, root: v.root, name: p}
+	if len(v.stats) < 100_000 {
+		v.stats[p] = statResult{o, nil}
+	}
+	return o, nil
+}
+
 // files lists the regular files below dir, links followed for files only; it
 // takes what it lists from left.
 func (v *view) files(dir string, left *int) (files []string, whole bool) {
@@ -335,7 +356,7 @@ func (v *view) files(dir string, left *int) (files []string, whole bool) {
 					return files, false
 				}
 				p := path.Join(d, n)
-				o, err := v.stat(p)
+				o, err := v.entry(d, p)
 				switch {
 				case err != nil:
 				case o.regular():
