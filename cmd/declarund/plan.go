@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 
@@ -148,6 +149,8 @@ func planners(c *cli.Context) (*planning, error) {
 	cache := analysisCache(cfg)
 	analyser, trace := planner.LocalAnalyser(cache), planner.LocalTracer(cache)
 	if os.Geteuid() == 0 { // a person's own rights are enough of a guard
+		// What is large is made in a child: this process would collect what it ends with.
+		debug.SetGCPercent(400)
 		analyser, trace = planner.CarefulAnalyser(cache, argAnalyse), planner.CarefulTracer(cache, argAnalyse)
 	}
 	return &planning{&planner.Planner{Site: func() (*site.Config, error) { return cfg, nil }, Analyse: analyser}, trace}, nil
