@@ -85,6 +85,7 @@ func newApp() *cli.App {
 			watchCommand(),
 			statusCommand(),
 			treeCommand(),
+			driftCommand(),
 			doctorCommand(),
 			installCommand(),
 			uninstallCommand(),

@@ -27,6 +27,11 @@ import (
 var patience = 10 * time.Second
 
 func ask(ctx context.Context, cfg *site.Config, req wire.Request) (wire.Answer, error) {
+	return askFor(ctx, patience, cfg, req)
+}
+
+// askFor waits longer for what takes longer.
+func askFor(ctx context.Context, patience time.Duration, cfg *site.Config, req wire.Request) (wire.Answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	conn, err := wire.Dial(ctx, cfg.Socket)

@@ -37,8 +37,9 @@ type Execs struct {
 	refusals *sensor.Refusals // nil: this machine has none
 
 	mu         sync.Mutex
-	containers map[string]watched // by token
-	byPIDNS    map[string]string  // pid namespace → token
+	containers map[string]watched          // by token
+	byPIDNS    map[string]string           // pid namespace → token
+	told       map[string]map[dropped]bool // by token: executables that were reported
 }
 
 type watched struct {
@@ -46,6 +47,7 @@ type watched struct {
 	pidns    string
 	writable []plan.Writable
 	readonly bool        // the plan made the root so
+	swept    time.Time   // executables are looked for that changed since
 	programs record.Mode // of processes
 }
 
@@ -53,7 +55,7 @@ type watched struct {
 // is missing of the sensors is said in notes and missing from the events; what
 // is missing of the guard is an error.
 func OpenExecs(inherited *os.File, writes site.ReportWrites) (*Execs, error) {
-	x := &Execs{containers: map[string]watched{}, byPIDNS: map[string]string{}}
+	x := &Execs{containers: map[string]watched{}, byPIDNS: map[string]string{}, told: map[string]map[dropped]bool{}}
 	var err error
 	if inherited != nil {
 		x.guard, err = guard.FromFile(inherited)
@@ -168,7 +170,7 @@ func (x *Execs) Watch(t supervise.Target) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.containers[t.Token] = watched{pid: t.PID, pidns: ns, writable: t.Plan.Storage.Writable,
-		readonly: t.Plan.Storage.ReadonlyRoot && enforced(t.Plan, record.Storage), programs: t.Plan.Mode[record.Processes]}
+		readonly: t.Plan.Storage.ReadonlyRoot && enforced(t.Plan, record.Storage), programs: t.Plan.Mode[record.Processes], swept: time.Now()}
 	// Where the container shares the supervisor's, it does not tell whose a process is.
 	if own, err := os.Readlink("/proc/self/ns/pid"); err != nil || own != ns {
 		x.byPIDNS[ns] = t.Token
@@ -224,6 +226,7 @@ func (x *Execs) Forget(token string) {
 	x.mu.Lock()
 	if w, ok := x.containers[token]; ok {
 		delete(x.containers, token)
+		delete(x.told, token)
 		if x.byPIDNS[w.pidns] == token {
 			delete(x.byPIDNS, w.pidns)
 		}
@@ -268,6 +271,7 @@ func (x *Execs) Run(ctx context.Context, look supervise.Lookup) error {
 	if x.drops != nil {
 		all.Go(func() { x.runDrops(ctx, look) })
 	}
+	all.Go(func() { x.runSweeps(ctx, look) })
 	if x.refusals != nil {
 		all.Go(func() { x.runRefusals(ctx, look) })
 	}
@@ -297,7 +301,8 @@ func (x *Execs) runDrops(ctx context.Context, look supervise.Lookup) {
 	for ctx.Err() == nil {
 		err := x.drops.Run(ctx, sensor.Reports{
 			Drop: func(d sensor.Drop) {
-				if !x.made(d) {
+				x.tell(d.Container, dropped{d.Path, d.Size})
+				if !x.made(d.Container, d.Path, d.Kind == sensor.ELF) {
 					look.Report(d.Container, x.drop(d))
 				}
 			},
@@ -313,11 +318,11 @@ func (x *Execs) runDrops(ctx context.Context, look supervise.Lookup) {
 
 // made tells whether a library was written where the plan says that libraries
 // are made and loaded: nothing deviates.
-func (x *Execs) made(d sensor.Drop) bool {
+func (x *Execs) made(token, name string, elf bool) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return d.Kind == sensor.ELF && slices.ContainsFunc(x.containers[d.Container].writable, func(w plan.Writable) bool {
-		return w.Maps && strings.HasPrefix(d.Path, w.Path+"/")
+	return elf && slices.ContainsFunc(x.containers[token].writable, func(w plan.Writable) bool {
+		return w.Maps && strings.HasPrefix(name, w.Path+"/")
 	})
 }
 
@@ -325,26 +330,31 @@ func (x *Execs) drop(d sensor.Drop) record.Event {
 	x.mu.Lock()
 	mode := x.containers[d.Container].programs
 	x.mu.Unlock()
-	mechanism, then := "noexec mount", "nothing that is written later can be executed"
-	switch mode {
-	case record.Audit:
-		mechanism, then = "fanotify", "executing it is let through and reported: the mode of processes is audit"
-	case record.Off:
-		mechanism, then = "fanotify", "it can be executed: the mode of processes is off"
-	}
-	x.mu.Lock()
-	if slices.ContainsFunc(x.containers[d.Container].writable, func(w plan.Writable) bool {
-		return (w.Maps || w.Holds) && strings.HasPrefix(d.Path, w.Path+"/")
-	}) && mode == record.Enforce {
-		mechanism, then = "fanotify", "it cannot be executed; a library could be loaded, since the image has some in the same tree"
-	}
-	x.mu.Unlock()
+	mechanism, then := x.afterDrop(d.Container, d.Path, mode)
 	what := map[sensor.Kind]string{sensor.ELF: "a program or shared object", sensor.Script: "an executable script"}[d.Kind]
 	return record.Event{
 		Dimension: record.Storage, Action: "drop", Object: d.Path, Verdict: record.Reported,
 		Mechanism: mechanism, Process: writer(d.PID, d.Comm, d.Exe),
 		Reason: fmt.Sprintf("%s of %d bytes was written (sha256 %.16s…); %s", what, d.Size, d.SHA256, then),
 	}
+}
+
+// afterDrop says what stops a dropped program, or that nothing does.
+func (x *Execs) afterDrop(token, name string, mode record.Mode) (mechanism, then string) {
+	switch mode {
+	case record.Audit:
+		return "fanotify", "executing it is let through and reported: the mode of processes is audit"
+	case record.Off:
+		return "fanotify", "it can be executed: the mode of processes is off"
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if mode == record.Enforce && slices.ContainsFunc(x.containers[token].writable, func(w plan.Writable) bool {
+		return (w.Maps || w.Holds) && strings.HasPrefix(name, w.Path+"/")
+	}) {
+		return "fanotify", "it cannot be executed; a library could be loaded, since the image has some in the same tree"
+	}
+	return "noexec mount", "nothing that is written later can be executed"
 }
 
 // write reports what a read-only root would have refused to the container.

@@ -14,6 +14,7 @@ var People = []Command{
 	{"watch", "print deviations as they happen"},
 	{"status", "list supervised containers"},
 	{"tree", "show what runs in a container, next to what it is expected to run"},
+	{"drift", "show what in a container's writable layer differs from its image"},
 	{"doctor", "say what this kernel and engine can enforce, with remedies"},
 	{"install", "make declarun known to docker or containerd"},
 	{"uninstall", "undo install"},

@@ -27,9 +27,14 @@
 //     itself, which the supervisor copies and, if it has a port, makes listen, or by
 //     the file that is executed (fanotify). A path read from a caller's memory can
 //     only make a call be refused.
+//   - What is only observed decides nothing: process trees (package proctree) and
+//     what differs in a writable layer (package drift) are for people and events.
 //
 // What it does not:
 //
+//   - A tree outlives a worker that is replaced. Of one that was killed only what
+//     lives is known to the next: what ran before is not, nor on whose behalf a
+//     process runs whose parent is gone (the application's, then).
 //   - A process that is in its service loop and was not looked at yet keeps what its
 //     program needs only before: one that serves before it is looked at for the first
 //     time (50 ms after the container serves) and wipes its stack by then; one forked

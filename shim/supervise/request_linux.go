@@ -95,6 +95,9 @@ func (w *Worker) answer(conn *net.UnixConn, r wire.Request, files []*os.File, cr
 	case wire.Tree:
 		tree, err := w.tree(r.Tree.Container)
 		return wire.Answer{Tree: tree}, nil, err
+	case wire.Drift:
+		drift, err := w.drift(r.Drift.Container)
+		return wire.Answer{Drift: drift}, nil, err
 	case wire.Watch:
 		return wire.Answer{}, nil, nil
 	case wire.Ping:

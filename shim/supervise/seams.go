@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"os"
 	"sync/atomic"
+	"time"
 
 	"github.com/declarun/declarun/seccompgen/filter"
 	"github.com/declarun/declarun/shim/plan"
@@ -118,6 +119,13 @@ type ExecGuard interface {
 	Serving(token string)
 	// Run answers events until ctx ends.
 	Run(ctx context.Context, look Lookup) error
+}
+
+// Drifts is an ExecGuard that can also tell what in a container's writable layer
+// differs from its image.
+type Drifts interface {
+	// Drift reads until ctx ends. made is when the container's files were made.
+	Drift(ctx context.Context, token string, made time.Time) (record.Drift, error)
 }
 
 // Lookup is what the supervisor tells guards while they run.

@@ -79,6 +79,7 @@ type Worker struct {
 	conns     chan struct{}
 	notifying chan struct{}
 	watching  chan struct{}
+	drifting  chan struct{}
 	listening []net.Listener
 }
 
@@ -86,6 +87,7 @@ const (
 	connsAtOnce    = 512
 	planningAtOnce = 8
 	watchersAtOnce = 64
+	driftsAtOnce   = 2
 	containersMost = 4096
 )
 
@@ -144,7 +146,8 @@ func newWorker(o WorkerOptions, l *link) (*Worker, error) {
 		o: o, store: store{filepath.Join(o.StateDir, "containers")}, tids: newTids(), since: time.Now(), boot: bootID(),
 		leaving: make(chan struct{}), containers: map[string]*container{}, planning: make(chan struct{}, planningAtOnce),
 		conns: make(chan struct{}, connsAtOnce), notifying: make(chan struct{}, connsAtOnce), watching: make(chan struct{}, watchersAtOnce),
-		hold: &hold{table: newTable(), executable: executable, monitorArgs: o.MonitorArgs, told: make(chan string, 4), link: l},
+		drifting: make(chan struct{}, driftsAtOnce),
+		hold:     &hold{table: newTable(), executable: executable, monitorArgs: o.MonitorArgs, told: make(chan string, 4), link: l},
 	}
 	w.ctx, w.cancel = context.WithCancel(context.Background())
 	w.trees = proctree.New(proctree.Options{Found: w.found, Lost: w.lostProcesses, Phase: w.phaseOf})

@@ -180,7 +180,7 @@ func writeJSON(conn *net.UnixConn, what string, v any) error {
 func (r Request) check(files int) error {
 	set := map[Operation]bool{
 		Prepare: r.Prepare != nil, Guard: r.Guard != nil, Exec: r.Exec != nil,
-		Forget: r.Forget != nil, Status: r.Status != nil, Watch: r.Watch != nil, Tree: r.Tree != nil,
+		Forget: r.Forget != nil, Status: r.Status != nil, Watch: r.Watch != nil, Tree: r.Tree != nil, Drift: r.Drift != nil,
 	}
 	for op, isSet := range set {
 		if isSet != (op == r.Operation) {
@@ -193,7 +193,7 @@ func (r Request) check(files int) error {
 		want = 1
 	case Guard:
 		want = len(r.Guard.Files)
-	case Exec, Forget, Status, Tree, Watch, Ping:
+	case Exec, Forget, Status, Tree, Drift, Watch, Ping:
 	default:
 		return fmt.Errorf("unknown operation %q", r.Operation)
 	}

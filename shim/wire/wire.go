@@ -37,6 +37,8 @@ const (
 	Status Operation = "status"
 	// Tree asks for the processes of one container.
 	Tree Operation = "tree"
+	// Drift asks what in one container's writable layer differs from its image.
+	Drift Operation = "drift"
 	// Watch keeps the connection open: one Answer, then one message per event.
 	Watch Operation = "watch"
 	// Ping asks who is there.
@@ -52,6 +54,7 @@ type Request struct {
 	Forget    *Key            `json:"forget,omitempty"`
 	Status    *StatusRequest  `json:"status,omitempty"`
 	Tree      *TreeRequest    `json:"tree,omitempty"`
+	Drift     *DriftRequest   `json:"drift,omitempty"`
 	Watch     *WatchRequest   `json:"watch,omitempty"`
 }
 
@@ -112,6 +115,11 @@ type TreeRequest struct {
 	Container string `json:"container"`
 }
 
+// DriftRequest names a container as TreeRequest does.
+type DriftRequest struct {
+	Container string `json:"container"`
+}
+
 // WatchRequest asks for events.
 type WatchRequest struct {
 	Container string `json:"container,omitempty"`
@@ -125,7 +133,14 @@ type Answer struct {
 	Prepare *PrepareAnswer `json:"prepare,omitempty"`
 	Status  []Container    `json:"status,omitempty"`
 	Tree    *ProcessTree   `json:"tree,omitempty"`
+	Drift   *DriftAnswer   `json:"drift,omitempty"`
 	Ping    *Pong          `json:"ping,omitempty"`
+}
+
+// DriftAnswer is what differs of a container.
+type DriftAnswer struct {
+	Container
+	record.Drift
 }
 
 // ProcessTree is what a container is expected to run, and what it was seen to.
