@@ -125,7 +125,22 @@ type watched struct {
 	health []string
 	before string // init's program before the container's first
 	outers []int
+	gone   []Gone // the latest that ended
 }
+
+// Gone is a process that is gone, with its ancestors as they were then.
+type Gone struct {
+	record.LiveProcess
+	By []record.LiveProcess
+	At time.Time
+}
+
+const (
+	goneMost = 128
+	// goneLife is how long a number still means the process that had it: what is
+	// asked about it comes from the kernel's queues, a moment late.
+	goneLife = 10 * time.Second
+)
 
 type toLook struct {
 	pid int
@@ -660,7 +675,33 @@ func (w *Watch) exited(x *watched, e Event, now time.Time) {
 		}
 	}
 	delete(w.byPID, e.PID)
+	if p.Ran {
+		if len(x.gone) >= goneMost {
+			x.gone = slices.Delete(x.gone, 0, 1)
+		}
+		x.gone = append(x.gone, Gone{p.LiveProcess, x.ancestors(p), now})
+	}
 	x.end(p, status, now)
+}
+
+// Lately gives a process of a container that ended a moment ago: the last that
+// had the number. It does not look at /proc.
+func (w *Watch) Lately(token string, pid int) (Gone, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	x := w.containers[token]
+	if x == nil {
+		return Gone{}, false
+	}
+	if p := x.live[pid]; p != nil { // its end is on its way
+		return Gone{p.LiveProcess, x.ancestors(p), time.Now()}, p.Exe != ""
+	}
+	for _, e := range slices.Backward(x.gone) {
+		if e.PID == pid && time.Since(e.At) < goneLife {
+			return e, true
+		}
+	}
+	return Gone{}, false
 }
 
 // oddMost bounds what waits to be told.

@@ -277,6 +277,12 @@ func TestTreeKnowsWhatWasAsked(t *testing.T) {
 	if len(got.Before) != 1 {
 		t.Fatalf("%+v", got)
 	}
+	if e, ok := w.Lately("c", 4_000_000); !ok || e.Exe != "/usr/bin/pg_isready" || len(e.By) != 1 || e.By[0].Exe != "/bin/sh" {
+		t.Errorf("lately: %+v, %t", e, ok)
+	}
+	if e, ok := w.Lately("c", 4_000_001); ok {
+		t.Errorf("lately: %+v", e)
+	}
 	r := got.Before[0]
 	if r.Exe != "/usr/bin/pg_isready" || r.Parent != "/bin/sh" || r.Identity != record.HealthCheck || r.Status != "exit 2" || r.Count != 1 {
 		t.Errorf("%+v", r)

@@ -835,7 +835,14 @@ func (w *Worker) Executed(token string, tid int) Executed {
 }
 
 // Report takes an event of a guard.
-func (w *Worker) Report(token string, e record.Event) { w.report(w.find(token), e) }
+func (w *Worker) Report(token string, e record.Event) {
+	if p := e.Process; p != nil && p.Exe == "" && p.PID > 0 && e.Dimension == record.Storage { // it was gone when the guard looked at it
+		if known, ok := w.trees.Lately(token, p.PID); ok {
+			e.Process = ancestry(append([]record.LiveProcess{known.LiveProcess}, known.By...))
+		}
+	}
+	w.report(w.find(token), e)
+}
 
 // report fills in what an event has of its container. c may be nil.
 func (w *Worker) report(c *container, e record.Event) {
