@@ -134,14 +134,19 @@ func (w *walk) reopened(files []*os.File) (fds []int, err error) {
 	return fds, nil
 }
 
-// openat opens a directory and no link to one.
+// openat opens a directory: no link to one, and none of another mount.
 func (w *walk) openat(dir int, name string) (int, error) {
 	if w.open >= w.l.Open {
 		return -1, errOpen
 	}
-	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NOATIME|unix.O_NONBLOCK, 0)
+	how := unix.OpenHow{
+		Flags:   unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC | unix.O_NOATIME | unix.O_NONBLOCK,
+		Resolve: unix.RESOLVE_NO_XDEV | unix.RESOLVE_NO_SYMLINKS,
+	}
+	fd, err := unix.Openat2(dir, name, &how)
 	if err == unix.EPERM { // O_NOATIME on a file system that maps users
-		fd, err = unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+		how.Flags &^= unix.O_NOATIME
+		fd, err = unix.Openat2(dir, name, &how)
 	}
 	if err == nil {
 		w.open++
@@ -235,6 +240,9 @@ func (w *walk) entry(dir int, lower []int, name, full string, depth int) error {
 	var st unix.Stat_t
 	if unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
 		return errInvisible
+	}
+	if w.c.Upper == nil && w.mounts[full] {
+		return nil // what is seen there is not the root's
 	}
 	if w.c.Upper != nil && whiteout(dir, name, &st) {
 		if !w.special {

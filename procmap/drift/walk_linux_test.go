@@ -333,7 +333,17 @@ func TestDriftOfADirectory(t *testing.T) {
 	made := time.Now()
 	time.Sleep(30 * time.Millisecond)
 	put(t, dir+"/tmp/new", elf, 0o755)
-	put(t, dir+"/tmp/mountpoint", "", 0o644)
+	put(t, dir+"/tmp/mountpoint", elf, 0o755)
+	// Another file system is not the root's, whoever mounted it when.
+	if err := os.Mkdir(dir+"/mnt", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	need.Root(t)
+	if err := unix.Mount("tmpfs", dir+"/mnt", "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir+"/mnt", unix.MNT_DETACH) })
+	put(t, dir+"/mnt/elsewhere", elf, 0o755)
 	root, err := os.Open(dir)
 	if err != nil {
 		t.Fatal(err)
