@@ -71,6 +71,8 @@ func TestDriftStatus(t *testing.T) {
 	data := record.Change{Path: "/data/1", How: record.DriftAdded, Type: "file", Declared: "/data"}
 	program := data
 	program.Program = "elf"
+	made := program
+	made.Made = true
 	cut := driftOf(data)
 	cut.Incomplete = "it took too long"
 	cutWith := driftOf(program, data)
@@ -83,6 +85,7 @@ func TestDriftStatus(t *testing.T) {
 		{"nothing", driftOf(), 0},
 		{"data where it belongs", driftOf(data), 0},
 		{"a program where data belong", driftOf(program, data), 1},
+		{"a library that the image's programs make", driftOf(made, data), 0},
 		{"a file where none belongs", driftOf(record.Change{Path: "/etc/x", How: record.DriftAdded, Type: "file"}), 1},
 		{"something removed", driftOf(record.Change{Path: "/etc/x", How: record.DriftRemoved, Type: "file"}), 1},
 		{"not whole, and nothing so far", cut, 2},

@@ -52,6 +52,9 @@ var errNotWatched = errors.New("the container's files are not guarded")
 func (x *Execs) Drift(ctx context.Context, token string, made time.Time) (record.Drift, error) {
 	var r record.Drift
 	err := x.layers(token, made, func(c drift.Container) { r = drift.Walk(ctx, c, drift.Limits{}) })
+	for i, c := range r.Changes {
+		r.Changes[i].Made = x.made(token, c.Path, c.Program == "elf")
+	}
 	return r, err
 }
 

@@ -37,6 +37,9 @@ type Change struct {
 
 	// Declared is the writable path of the plan that it is, or lies below.
 	Declared string `json:"declared,omitempty"`
+	// Made is true for a library where the plan says that the image's programs make
+	// and load some.
+	Made bool `json:"made,omitempty"`
 	// By is who wrote it; nil: not known.
 	By *Writer `json:"by,omitempty"`
 }
@@ -69,5 +72,5 @@ type Drift struct {
 // Special tells whether a change is more than data: a program, or a file with
 // rights of its own.
 func (c Change) Special() bool {
-	return c.How != DriftRemoved && (c.Program != "" || c.Type == "file" && (c.Mode&0o6000 != 0 || c.Capabilities) || c.Type == "device")
+	return c.How != DriftRemoved && (c.Program != "" && !c.Made || c.Type == "file" && (c.Mode&0o6000 != 0 || c.Capabilities) || c.Type == "device")
 }
