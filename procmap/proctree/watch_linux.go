@@ -72,6 +72,7 @@ const (
 	// lookAfter is how long a process has to live before it is looked at, where
 	// it is known what it executed: most do not.
 	lookAfter = 50 * time.Millisecond
+	tickEvery = 200 * time.Millisecond // while there are containers
 	// linger keeps the connector open when the last container is gone: a
 	// container that is restarted needs it again.
 	linger = 10 * time.Second
@@ -254,12 +255,14 @@ func (w *Watch) Ask(tid int, a Asked) {
 	a.Exe, a.Argv = short(a.Exe), shortArgs(a.Argv)
 	w.askedMu.Lock()
 	defer w.askedMu.Unlock()
-	if len(w.order) >= askedMost {
-		delete(w.asked, w.order[0])
-		w.order = w.order[1:]
+	if _, again := w.asked[tid]; !again {
+		if len(w.order) >= askedMost {
+			delete(w.asked, w.order[0])
+			w.order = w.order[1:]
+		}
+		w.order = append(w.order, tid)
 	}
 	w.asked[tid] = askedAt{a, time.Now()}
-	w.order = append(w.order, tid)
 }
 
 func (w *Watch) take(pid int) (Asked, bool) {
@@ -389,7 +392,7 @@ func (w *Watch) run(ctx context.Context, c *Connector, s *session) {
 // tick looks at what lives long enough to be looked at, reads /proc anew after a
 // loss and now and then, and ends listening when nobody needs it.
 func (w *Watch) tick(ctx context.Context, s *session) {
-	ticker := time.NewTicker(lookAfter)
+	ticker := time.NewTicker(tickEvery)
 	defer ticker.Stop()
 	swept, used := time.Now(), time.Now()
 	for {
