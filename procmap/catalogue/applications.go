@@ -84,6 +84,7 @@ var applications = []application{
 	{name: "Erlang", is: []string{"erlexec"}, source: "erl(1): starts epmd(1) for a node with a name, and becomes the emulator", facts: erlexec},
 	{name: "Erlang", is: []string{"beam.smp", "beam"}, source: "erts: erl_child_setup and inet_gethost beside the emulator, port programs in priv/bin", facts: beam},
 
+	{name: "fcgiwrap", is: []string{"fcgiwrap"}, source: "fcgiwrap(8): SCRIPT_FILENAME", facts: fcgiwrap},
 	{name: "epmd", is: []string{"epmd"}, source: "epmd(1): ERL_EPMD_PORT, 4369", facts: ports("tcp", 4369)},
 	{name: "Prosody", is: []string{"prosody"}, source: "Prosody documentation: Port and network configuration, defaults", facts: ports("tcp", 5222, 5269, 5280, 5281)},
 	{name: "Net-SNMP", is: []string{"snmpd"}, source: "snmpd(8): smuxsocket (199) and AgentX (705)", facts: ports("tcp", 199, 705)},

@@ -2,7 +2,9 @@ package catalogue
 
 import (
 	"fmt"
+	"maps"
 	"path"
+	"slices"
 	"strings"
 )
 
@@ -157,7 +159,12 @@ func beam(r Run) []Fact {
 		out = append(out, Fact{Argv: []string{path.Join(dir, name), Unknown}})
 	}
 	if len(r.Glob("/usr/lib/rabbitmq/lib/rabbitmq_server-*")) > 0 || len(r.Glob("/opt/rabbitmq/sbin")) > 0 {
-		out = append(out, Fact{Line: "/bin/df -kP /", Source: "RabbitMQ: rabbit_disk_monitor"})
+		out = append(out, Fact{Line: "/bin/df -kP /", Source: "RabbitMQ: rabbit_disk_monitor"},
+			Fact{Argv: []string{path.Join(dir, "erl"), "-noinput"}, Source: "RabbitMQ: rabbit_epmd starts epmd through a node of its own"})
+		for _, f := range ports("tcp", 5672, 15672, 15692, 25672)(r) {
+			f.Source = "RabbitMQ documentation: Networking, ports"
+			out = append(out, f)
+		}
 	}
 	return out
 }
@@ -176,4 +183,37 @@ func ports(proto string, numbers ...uint16) func(Run) []Fact {
 		}
 		return out
 	}
+}
+
+var (
+	nginxRoot   = pattern(`(?:^|[;{\s])(?:root|alias)\s+"?(/[^";\s]*)`)
+	nginxScript = pattern(`(?:^|[;{\s])fastcgi_param\s+SCRIPT_FILENAME\s+"?(/[^";$\s]+)`)
+)
+
+// fcgiwrap runs the program that the web server names: what its configuration
+// says, and programs in the directories that it serves.
+func fcgiwrap(r Run) []Fact {
+	dirs := map[string]string{"/usr/lib/cgi-bin": "/usr/lib/cgi-bin"}
+	var out []Fact
+	for _, name := range r.configs(nil, "/etc/nginx/*.conf", "/etc/nginx/*/*", "/etc/lighttpd/*.conf") {
+		for n, line := range lines(r.Text(name)) {
+			at := fmt.Sprintf("%s:%d", name, n)
+			if m := nginxScript.FindStringSubmatch(line); m != nil && len(out) < maxFacts {
+				out = append(out, Fact{Argv: []string{m[1], Unknown}, At: at})
+			}
+			if m := nginxRoot.FindStringSubmatch(line); m != nil && len(dirs) < 64 {
+				dirs[path.Clean(m[1])] = at
+			}
+		}
+	}
+	for _, d := range slices.Sorted(maps.Keys(dirs)) {
+		for _, g := range []string{"*", "*/*", "*/*/*"} {
+			for _, p := range r.Glob(path.Join(d, g)) {
+				if r.Program(p) && len(out) < maxFacts {
+					out = append(out, Fact{Argv: []string{p, Unknown}, At: dirs[d]})
+				}
+			}
+		}
+	}
+	return out
 }
