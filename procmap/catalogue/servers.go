@@ -160,6 +160,7 @@ func beam(r Run) []Fact {
 	}
 	if len(r.Glob("/usr/lib/rabbitmq/lib/rabbitmq_server-*")) > 0 || len(r.Glob("/opt/rabbitmq/sbin")) > 0 {
 		out = append(out, Fact{Line: "/bin/df -kP /", Source: "RabbitMQ: rabbit_disk_monitor"},
+			Fact{Line: "getconf PAGESIZE", Source: "RabbitMQ: vm_memory_monitor"},
 			Fact{Argv: []string{path.Join(dir, "erl"), "-noinput"}, Source: "RabbitMQ: rabbit_epmd starts epmd through a node of its own"})
 		for _, f := range ports("tcp", 5672, 15672, 15692, 25672)(r) {
 			f.Source = "RabbitMQ documentation: Networking, ports"
