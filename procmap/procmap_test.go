@@ -444,3 +444,19 @@ func TestWhatIsNotFollowedToTheEndWidens(t *testing.T) {
 		}
 	}
 }
+
+// What a known application listens on says where that is known from.
+func TestKnownPorts(t *testing.T) {
+	c, err := derive(t, base().with(tree{"/usr/sbin/smbd": "elf", "/usr/sbin/snmpd": "elf"}), image("smbd", "-F"))
+	must(t, err)
+	var got []string
+	for _, l := range c.Listen {
+		if len(l.Origins) != 1 || l.Origins[0].Source != record.FromCatalogue {
+			t.Errorf("%+v", l)
+		}
+		got = append(got, l.String())
+	}
+	if s := strings.Join(got, " "); s != "139/tcp 445/tcp" {
+		t.Errorf("got %s", s)
+	}
+}

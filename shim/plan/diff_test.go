@@ -54,6 +54,7 @@ func TestCompare(t *testing.T) {
 		{"or nothing is loaded from", func(p *Plan) { p.Storage.Writable = append(p.Storage.Writable, Writable{Path: "/tmp/x", Maps: true}) }, "widens writable path /tmp/x [>serving, libraries are loaded from it]"},
 		{"a writable root", func(p *Plan) { p.Storage.ReadonlyRoot = false }, "widens guard root file system [read-only>writable]"},
 		{"a port more", func(p *Plan) { p.Network.Listen = append(p.Network.Listen, Listen{Proto: "tcp", Port: 22}) }, "widens port 22/tcp [>listen]"},
+		{"a port that a known application listens on inside", func(p *Plan) { p.Network.Inside = []Listen{{Proto: "tcp", Port: 22}} }, "widens port 22/tcp inside [>listen]"},
 		{"a peer less", func(p *Plan) { p.Network.Connect = p.Network.Connect[:2] }, "narrows peer cache:6379/tcp [connect>]"},
 		{"a network that is not held", func(p *Plan) { p.Network.Enforced = false }, "widens guard network [held to the plan>not enforced]"},
 		{"a capability less", func(p *Plan) { p.Capabilities = p.Capabilities[1:] }, "narrows capability CAP_CHOWN [kept>]"},

@@ -171,12 +171,15 @@ func TestExec(t *testing.T) {
 
 func TestListen(t *testing.T) {
 	w := newWorld(t)
-	in, p := w.container("listen", fakeConfig{Plan: testPlan(record.Enforce)})
+	known := testPlan(record.Enforce)
+	known.Network.Inside = []plan.Listen{{Proto: "tcp", Port: 18098}} // of a known application
+	in, p := w.container("listen", fakeConfig{Plan: known})
 	p.want("listen 127.0.0.1 0", "ok")
 	p.want("listenunix "+w.dir+"/s", "ok")
 	p.want("listennone", "bad file descriptor")
 	p.want("listenfile", "socket operation on non-socket")
 	p.want("listen 0.0.0.0 18099", "permission denied")
+	p.want("listen 0.0.0.0 18098", "ok") // which nobody can connect to: it does not serve yet
 	// While it starts it may listen where the kernel chooses the port, which is
 	// reported: bound by listen itself, and before.
 	p.want("listen 0.0.0.0 -", "ok")
