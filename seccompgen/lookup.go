@@ -18,6 +18,7 @@ var lookups = map[string]uint8{
 	"DSO_bind_func": x86.RSI, "DSO_global_lookup": x86.RDI, // OpenSSL
 	"uv_dlsym":        x86.RSI,
 	"xmlModuleSymbol": x86.RSI,
+	"apr_dso_sym":     x86.RDX,
 	"g_module_symbol": x86.RSI,
 	"lt_dlsym":        x86.RSI,
 }
