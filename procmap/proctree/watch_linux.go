@@ -764,7 +764,9 @@ func (x *watched) gains(before, p *process) (all []gain) {
 	if ns, err := namespace(p.PID, "user"); err != nil || ns != x.place.userns || !p.capsKnown {
 		return all
 	}
-	if more := p.caps &^ x.bounds; x.bounds != 0 && more != 0 {
+	// What came in from outside has the rights that the engine gave it: a health
+	// check, or an operator's exec, has those that the plan took from the application.
+	if more := p.caps &^ x.bounds; p.Identity == record.Application && x.bounds != 0 && more != 0 {
 		all = append(all, gain{capabilities(more), "more than the container may have"})
 	} else if before.capsKnown && before.UID != x.root && before.caps == 0 && p.UID != x.root && p.caps != 0 {
 		all = append(all, gain{capabilities(p.caps), fmt.Sprintf("user %d had none", p.UID)})

@@ -530,3 +530,21 @@ func TestConnectorHearsTheKernelOnly(t *testing.T) {
 		t.Error("nothing of the kernel's, either")
 	}
 }
+
+// An engine gives what it runs in a container the rights that it has written
+// down, more than the plan left the application: only the application's count.
+func TestWhatTheEngineGaveIsNoGain(t *testing.T) {
+	ns, err := namespace(os.Getpid(), "user")
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := &watched{bounds: 1, place: place{userns: ns}}
+	for id, want := range map[record.Identity]int{record.Application: 1, record.HealthCheck: 0, record.Operator: 0} {
+		before := &process{}
+		p := &process{capsKnown: true, caps: 3}
+		p.PID, p.Identity = os.Getpid(), id
+		if have := x.gains(before, p); len(have) != want {
+			t.Errorf("%s: %v", id, have)
+		}
+	}
+}
