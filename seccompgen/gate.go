@@ -26,6 +26,8 @@ type gate struct {
 	// beside narrows calls and functions to those made by a function that makes
 	// this system call itself.
 	beside string
+	// with narrows imports to those of a function that uses this one, too.
+	with string
 	// daemon narrows functions to when they are called by those that ask a name
 	// service cache daemon, and adds what only works on its answer.
 	daemon bool
@@ -99,7 +101,8 @@ var gates = []gate{
 	},
 	{
 		// The loader's --list-diagnostics (elf/dl-diagnostics.c). Before glibc
-		// 2.26 it also asked where the vDSO had no note with the kernel's version.
+		// 2.36 it also asked where the vDSO had no note with the kernel's version,
+		// which Linux's always has (sysdeps/unix/sysv/linux/dl-sysdep.c).
 		lib:         "ld-linux",
 		calls:       []string{"uname"},
 		interpreter: true,
@@ -183,7 +186,15 @@ var gates = []gate{
 		// every kernel that declarun runs on has. The segment is asked for
 		// before the version of the kernel, and left alone from Linux 4.8 on.
 		lib:     "libcrypto.so.",
-		imports: []string{"shmget", "shmat", "shmdt", "select"},
+		imports: []string{"shmget", "shmat", "shmdt"},
+		needs:   "getrandom",
+	},
+	{
+		// Waiting for /dev/random, in the same function. BIO_socket_wait is
+		// another one, and waits for what it is asked to.
+		lib:     "libcrypto.so.",
+		imports: []string{"select"},
+		with:    "shmget",
 		needs:   "getrandom",
 	},
 }
@@ -228,6 +239,9 @@ func (g *graph) before(k int, n node) bool {
 	switch {
 	case gates[k].daemon:
 		return slices.Contains(g.mods[n.mod].sum.Asking, n.fn)
+	case gates[k].with != "":
+		sum := g.mods[n.mod].sum
+		return slices.ContainsFunc(sum.Funcs[n.fn].Imports, func(i int32) bool { return sum.Imports[i] == gates[k].with })
 	case gates[k].beside == "":
 		return true
 	}
@@ -273,6 +287,12 @@ func (g *graph) shut(i int32) (functions, imports map[int32]int) {
 		}
 	}
 	return functions, imports
+}
+
+// barred tells whether a gate keeps function n from using an import of its file.
+func (g *graph) barred(n node, i int32) bool {
+	k, ok := g.gated[n.mod][1][i]
+	return ok && g.before(k, n) && !g.open(k, n.mod)
 }
 
 // closed tells whether a gate keeps function n of the library from going on to

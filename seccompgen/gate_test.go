@@ -139,13 +139,40 @@ func TestGates(t *testing.T) {
 // Only one function of libcrypto marks that random numbers were ready.
 func TestGateOfOpenSSL(t *testing.T) {
 	b := analysed(t, "/usr/lib/x86_64-linux-gnu/libcrypto.so.3")
-	users := map[int32]bool{}
+	users, waits := map[int32]bool{}, map[int32]bool{}
 	for i := range b.out.Funcs {
 		for _, imp := range b.out.Funcs[i].Imports {
 			if strings.HasPrefix(b.out.Imports[imp], "shm") {
 				users[int32(i)] = true
 			}
+			if b.out.Imports[imp] == "select" {
+				waits[int32(i)] = true
+			}
 		}
+	}
+	// It is the one that waits; who waits for a socket has no gate.
+	g := link(newSymbols(), []*module{{path: "/lib/libcrypto.so.3", sum: b.out}}, nil)
+	barred := 0
+	for i := range waits {
+		n := node{0, i}
+		for _, imp := range b.out.Funcs[i].Imports {
+			if b.out.Imports[imp] == "select" && g.barred(n, imp) {
+				t.Error("closed although nothing is known of the machine")
+			}
+		}
+		g.answered = []string{"getrandom"}
+		for _, imp := range b.out.Funcs[i].Imports {
+			if b.out.Imports[imp] == "select" && g.barred(n, imp) {
+				barred++
+				if !users[i] {
+					t.Errorf("the function at %#x waits for something else", b.out.Funcs[i].Addr)
+				}
+			}
+		}
+		g.answered = nil
+	}
+	if barred != 1 || len(waits) < 2 {
+		t.Errorf("%d of %d functions that wait are behind the gate", barred, len(waits))
 	}
 	if len(users) == 0 || len(users) > 2 { // asking for it, and letting go of it at exit
 		t.Errorf("%d functions use shared memory", len(users))

@@ -145,7 +145,6 @@ func (g *graph) drain() {
 	for k := 0; k < len(g.queue); k++ {
 		n := g.queue[k]
 		f := &g.mods[n.mod].sum.Funcs[n.fn]
-		imports := g.gated[n.mod][1]
 		outside := !isLibc(g.mods[n.mod])
 		for _, c := range f.Calls {
 			if t, closed := g.closed(n, c); closed {
@@ -155,7 +154,7 @@ func (g *graph) drain() {
 			g.mark(node{n.mod, c}, n)
 		}
 		for _, i := range f.Imports {
-			if t, ok := imports[i]; ok && !g.open(t, n.mod) {
+			if g.barred(n, i) {
 				continue // these never open
 			}
 			id := g.link[n.mod].imports[i]

@@ -138,14 +138,13 @@ func (l *later) drain() {
 	for k := 0; k < len(l.queue); k++ {
 		n := l.queue[k]
 		f := &l.g.mods[n.mod].sum.Funcs[n.fn]
-		imports := l.g.gated[n.mod][1]
 		for _, c := range f.Calls {
 			if _, closed := l.g.closed(n, c); !closed {
 				l.mark(node{n.mod, c})
 			}
 		}
 		for _, i := range f.Imports {
-			if t, ok := imports[i]; !ok || l.g.open(t, n.mod) {
+			if !l.g.barred(n, i) {
 				l.use(n.mod, i)
 			}
 		}

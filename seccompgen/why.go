@@ -101,7 +101,7 @@ func (s *search) successors(n node, each func(node)) {
 		}
 	}
 	for _, i := range f.Imports {
-		if k, ok := s.g.gated[n.mod][1][i]; ok && !s.g.open(k, n.mod) {
+		if s.g.barred(n, i) {
 			continue
 		}
 		for _, e := range s.g.by[s.g.link[n.mod].imports[i]] {
