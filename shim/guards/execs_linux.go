@@ -385,7 +385,7 @@ func writer(pid int, comm, exe string) *record.Process {
 func (x *Execs) runRefusals(ctx context.Context, look supervise.Lookup) {
 	for ctx.Err() == nil {
 		err := x.refusals.Run(ctx, x.owner, func(r sensor.Refusal) {
-			if !x.ours(r.Container, r.Path) || refusedAnyway(r.TID, r.Path) {
+			if !x.ours(r.Container, r.Path) || byteCode(r.Path) && refusedAnyway(r.TID, r.Path) {
 				return
 			}
 			p := events.Snapshot(r.PID)

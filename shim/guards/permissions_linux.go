@@ -10,11 +10,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// byteCode tells whether a path is one of those that Python tries to write beside
+// every module that it loads (PEP 3147). An attempt by a program without the
+// right to it is its everyday work there, and worth a report elsewhere.
+func byteCode(name string) bool {
+	return path.Base(path.Dir(name)) == "__pycache__" || path.Base(name) == "__pycache__"
+}
+
 // refusedAnyway tells whether a write that a read-only mount refused would have
 // been refused by the permissions of what it was about: the kernel looks at the
 // mount first, so that a program without rights is told EROFS instead of
-// EACCES. Python tries to keep byte code beside modules that belong to root, for
-// one. Nothing deviates then. What cannot be told is not: the process is gone,
+// EACCES. What cannot be told is not: the process is gone,
 // has CAP_DAC_OVERRIDE, or some bit lets somebody beside the owner write.
 func refusedAnyway(tid int, name string) bool {
 	uid, capable, err := credentials(fmt.Sprintf("/proc/%d/status", tid))

@@ -7,10 +7,7 @@ import (
 	"io/fs"
 	"log"
 	"slices"
-	"strconv"
 	"strings"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/declarun/declarun/procmap/proctree"
 	"github.com/declarun/declarun/shim/plan"
@@ -128,7 +125,7 @@ func (w *Worker) found(token string, f proctree.Finding) {
 	what := orElse(p.Exe, p.Comm)
 	switch f.Kind {
 	case proctree.Gain:
-		if p.Identity == record.Operator || w.mayGain(c, p) {
+		if p.Identity == record.Operator || w.mayGain(c, f) {
 			return // it is marked in the tree; the exec itself is an event
 		}
 		e.Reason = fmt.Sprintf("%s has rights that it did not have: %s; nothing in the image declares that", what, f.Detail)
@@ -139,22 +136,16 @@ func (w *Worker) found(token string, f proctree.Finding) {
 	w.report(c, e)
 }
 
-// mayGain tells whether a process got its rights as the image says: by executing a
-// program of the plan that gives them.
-func (w *Worker) mayGain(c *container, p record.LiveProcess) bool {
-	if c.plan.NoNewPrivileges && c.mode(record.Processes) == record.Enforce {
-		return false
+// mayGain tells whether a process may have got its rights by what the image says.
+// Whether a program kept a way back (a saved user, a setuid program that is gone
+// by now) is not known for certain of what lives for a moment, and mail and file
+// servers go back and forth all the time. So it is only an event where no process
+// has a way: nothing executed gives rights, and nobody may change users.
+func (w *Worker) mayGain(c *container, f proctree.Finding) bool {
+	if !c.plan.NoNewPrivileges || c.mode(record.Processes) != record.Enforce {
+		return true
 	}
-	if !slices.ContainsFunc(c.plan.Processes, func(e plan.Process) bool { return e.Path == p.Exe }) && !c.plan.Wide {
-		return false
-	}
-	exe := "/proc/" + strconv.Itoa(p.PID) + "/exe"
-	var st unix.Stat_t
-	if unix.Stat(exe, &st) != nil {
-		return false
-	}
-	size, err := unix.Getxattr(exe, "security.capability", nil)
-	return st.Mode&(unix.S_ISUID|unix.S_ISGID) != 0 || err == nil && size > 0
+	return f.Object == "root" && slices.ContainsFunc(c.plan.Capabilities, func(k plan.Capability) bool { return k.Name == "CAP_SETUID" })
 }
 
 // ancestry chains a process and its ancestors.
