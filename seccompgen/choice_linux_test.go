@@ -32,7 +32,7 @@ void OPENSSL_init_crypto(void) { } void ENGINE_by_id(const char *s) { } void EVP
 // narrowing is a program that uses one of them, in an image.
 type narrowing struct {
 	claim   string
-	library string // of libraries
+	uses    string // of libraries
 	program string // its path; server where it does not matter
 	source  string // of the program, beyond that it opens libraries
 	second  string // source of a library that the program needs, too
@@ -50,13 +50,13 @@ type narrowing struct {
 
 func (row *narrowing) run(t *testing.T, gcc string) {
 	dir := image(t)
-	lib := libraries[row.library]
+	lib := libraries[row.uses]
 	write(t, filepath.Join(dir, "usr/lib", lib.soname), "")
 	build(t, gcc, dir, "usr/lib/"+lib.soname, lib.source, "-shared", "-fPIC", "-O1", "-Wl,-soname,"+lib.soname)
 	usual := map[string]string{"crypto": "usr/lib/engines-3/afalg.so", "crypto11": "usr/lib/engines-1.1/afalg.so", "sasl": "usr/lib/sasl2/libsasldb.so", "pam": "lib/security/pam_other.so", "apr": "usr/lib/apr-util-1/apr_dbd_x-1.so"}
 	file := row.file
 	if file == "" {
-		file = usual[row.library]
+		file = usual[row.uses]
 	}
 	write(t, filepath.Join(dir, file), "")
 	build(t, gcc, dir, file, callsReboot, "-shared", "-fPIC", "-O1")
@@ -122,8 +122,8 @@ func (row *narrowing) run(t *testing.T, gcc string) {
 func narrowings(t *testing.T, library string, rows []narrowing) {
 	gcc := need.Program(t, "gcc")
 	for _, row := range rows {
-		if row.library == "" {
-			row.library = library
+		if row.uses == "" {
+			row.uses = library
 		}
 		t.Run(row.claim, func(t *testing.T) { t.Parallel(); row.run(t, gcc) })
 	}
@@ -144,15 +144,15 @@ func TestEnginesThatAreAskedFor(t *testing.T) {
 	modSSL := map[string]string{"etc/apache2/apache2.conf": "LoadModule ssl_module modules/mod_ssl.so\n"}
 	narrowings(t, "crypto", []narrowing{
 		{claim: "no configuration", gone: true},
-		{claim: "no configuration, OpenSSL 1.1", library: "crypto11", gone: true},
+		{claim: "no configuration, OpenSSL 1.1", uses: "crypto11", gone: true},
 		{claim: "a configuration without engines", files: conf(cnf), gone: true},
 		{claim: "engines", files: conf("openssl_conf = init\n" + engines)},
-		{claim: "engines, OpenSSL 1.1", library: "crypto11", files: conf("openssl_conf = init\n" + engines)},
+		{claim: "engines, OpenSSL 1.1", uses: "crypto11", files: conf("openssl_conf = init\n" + engines)},
 		{claim: "engines of a section that a program names", files: conf("nginx = init\n" + engines)},
 		{claim: "engines that no section of a program leads to", files: conf("openssl_conf = other\n" + engines + "[other]\nssl_conf = x\n"), gone: true},
 		{claim: "a short name with a suffix", files: conf("openssl_conf = init\n[init]\neng.1 = all\n")},
 		{claim: "a module that OpenSSL does not know", files: conf("openssl_conf = init\n[init]\nmine = x\n[x]\npath = /usr/lib/engines-3/afalg.so\n")},
-		{claim: "a module that only OpenSSL 3 knows", library: "crypto11", files: conf("openssl_conf = init\n[init]\nproviders = x\n")},
+		{claim: "a module that only OpenSSL 3 knows", uses: "crypto11", files: conf("openssl_conf = init\n[init]\nproviders = x\n")},
 		{claim: "an explicit default section", files: conf("[x]\ny = z\n[default]\nopenssl_conf = init\n" + engines)},
 		{claim: "a name of another section", files: conf("default::openssl_conf = init\n" + engines)},
 		{claim: "a name with a variable", files: conf("openssl_conf = $ENV::WHICH\n" + engines)},

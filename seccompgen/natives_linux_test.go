@@ -41,8 +41,8 @@ func write(t *testing.T, file, text string) {
 func TestExtensions(t *testing.T) {
 	gcc := need.Program(t, "gcc")
 	for _, row := range []struct {
-		claim, program, source, library, entry string
-		want                                   bool
+		claim, program, source, path, entry string
+		want                                bool
 	}{
 		{"a Python extension in a virtual environment", "usr/bin/python3.11", opener, "srv/venv/lib/m.cpython-311-x86_64-linux-gnu.so", "PyInit_m", true},
 		{"a Python extension for every version", "usr/bin/python3.11", opener, "app/m.abi3.so", "PyInit_m", true},
@@ -62,12 +62,12 @@ func TestExtensions(t *testing.T) {
 		t.Run(row.claim, func(t *testing.T) {
 			t.Parallel()
 			dir := image(t)
-			write(t, filepath.Join(dir, row.library), "")
+			write(t, filepath.Join(dir, row.path), "")
 			module := "long " + row.entry + "(void) { return syscall(SYS_reboot, 0); }"
 			if strings.HasPrefix(row.entry, "serve_") {
 				module = "void serve_register(void); long any(void) { serve_register(); return syscall(SYS_reboot, 0); }"
 			}
-			build(t, gcc, dir, row.library, "#include <unistd.h>\n#include <sys/syscall.h>\n"+module, "-shared", "-fPIC", "-O1")
+			build(t, gcc, dir, row.path, "#include <unistd.h>\n#include <sys/syscall.h>\n"+module, "-shared", "-fPIC", "-O1")
 			write(t, filepath.Join(dir, row.program), "")
 			build(t, gcc, dir, row.program, row.source, "-O1", "-rdynamic")
 			res, err := analyse(t, dir, nil, "/"+row.program)
